@@ -1,0 +1,298 @@
+//! The document: one JSON object that grows as it goes down a pipe.
+//!
+//! Each tool owns one key (`image`, `overlay`, `container`), reads the others' and passes on what it does not know,
+//! unchanged and in its place. Keys are camelCase, paths absolute, layers bottom first, sizes in bytes, times RFC 3339
+//! UTC. docs/document.md is the reference for users.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::ops::Deref;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use crate::exit;
+
+/// A path in a document. UTF-8 paths are JSON strings; any other is `{"base64": "…"}` of its bytes, so that no name is
+/// lost on the way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DocPath(pub PathBuf);
+
+impl Deref for DocPath {
+    type Target = Path;
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl AsRef<Path> for DocPath {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl From<PathBuf> for DocPath {
+    fn from(path: PathBuf) -> Self {
+        DocPath(path)
+    }
+}
+
+impl From<&Path> for DocPath {
+    fn from(path: &Path) -> Self {
+        DocPath(path.to_path_buf())
+    }
+}
+
+impl Serialize for DocPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        name_to_json(self.0.as_os_str()).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for DocPath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        name_from_json(&value)
+            .map(|name| DocPath(name.into()))
+            .ok_or_else(|| D::Error::custom("a path is a string or {\"base64\": \"…\"}"))
+    }
+}
+
+/// A file name or path as JSON: a string, or `{"base64": "…"}` where it is not UTF-8.
+pub fn name_to_json(name: &OsStr) -> Value {
+    match name.to_str() {
+        Some(text) => Value::from(text),
+        None => Value::Object(Map::from_iter([("base64".to_owned(), BASE64.encode(name.as_bytes()).into())])),
+    }
+}
+
+/// The inverse of [`name_to_json`]; `None` where the value is neither form.
+pub fn name_from_json(value: &Value) -> Option<OsString> {
+    match value {
+        Value::String(text) => Some(text.into()),
+        Value::Object(map) if map.len() == 1 => {
+            let bytes = BASE64.decode(map.get("base64")?.as_str()?).ok()?;
+            Some(OsString::from_vec(bytes))
+        }
+        _ => None,
+    }
+}
+
+/// The `overlay` key: what `sheep-overlay` owns of a document, and what stands in `overlay/<id>/overlay.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Overlay {
+    /// Twelve hexadecimal digits, or the name given with `--id`.
+    pub id: String,
+    /// The directory where the stack is seen.
+    pub merged: DocPath,
+    /// The read-only layers, bottom first.
+    pub lower: Vec<DocPath>,
+    /// Where changes go. With the copy backend this stays empty: changes are made to the copy itself.
+    pub upper: DocPath,
+    /// The kernel's scratch space, on the same mount as `upper`.
+    pub work: DocPath,
+    /// How the merged view is made.
+    pub backend: Backend,
+    /// Why this backend was taken, in words.
+    pub backend_reason: String,
+    /// Whether the merged view refuses writes.
+    pub read_only: bool,
+    /// Whether the kernel skips syncing the upper (`volatile`): fast, and lost with the power.
+    pub volatile: bool,
+    /// The kernel's unique id of the mount (`STATX_MNT_ID_UNIQUE`); absent while not mounted and for copies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount_id: Option<u64>,
+    /// The boot in which `mount_id` holds (`/proc/sys/kernel/random/boot_id`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
+    /// When the overlay was made, RFC 3339 UTC.
+    pub created: String,
+}
+
+/// How a merged view is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// OverlayFS, mounted by us.
+    Kernel,
+    /// A faithful copy of the lowers; reflinked where the file system can.
+    Copy,
+}
+
+impl Backend {
+    /// The name used in documents and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Kernel => "kernel",
+            Backend::Copy => "copy",
+        }
+    }
+}
+
+/// One JSON object on its way down a pipe.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Document(pub Map<String, Value>);
+
+impl Document {
+    /// Reads a document from one line of JSON. Errors with usage (2) when it is not a JSON object.
+    pub fn parse(text: &[u8]) -> Result<Self> {
+        match serde_json::from_slice(text) {
+            Ok(Value::Object(map)) => Ok(Document(map)),
+            Ok(_) => Err(exit::usage("a document is a JSON object, one on a line")),
+            Err(error) => Err(exit::usage(format!("not a JSON document: {error}"))),
+        }
+    }
+
+    /// The part of the document under `key`; `None` when absent. Errors with usage (2) when it is of another shape.
+    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        let Some(value) = self.0.get(key) else { return Ok(None) };
+        T::deserialize(value).map(Some).map_err(|e| exit::usage(format!("document key '{key}': {e}")))
+    }
+
+    /// Like [`Document::get`], but an absent key is an error (2) that says which tool would have supplied it.
+    pub fn require<T: DeserializeOwned>(&self, key: &str, supplier: &str) -> Result<T> {
+        self.get(key)?.ok_or_else(|| exit::usage(format!("the document has no '{key}' key; {supplier} makes one")))
+    }
+
+    /// Puts `part` under `key`, in the place the key already has, else last.
+    pub fn set<T: Serialize>(&mut self, key: &str, part: &T) -> Result<()> {
+        let value = serde_json::to_value(part).with_context(|| format!("document key '{key}'"))?;
+        self.0.insert(key.to_owned(), value);
+        Ok(())
+    }
+
+    /// One field as raw bytes for `--print`: `name` is looked up under `own_key` (`merged`), or from the top when it
+    /// has dots (`image.config.Env`). Strings and paths come raw, anything else as JSON. An unknown field is a usage error.
+    pub fn field(&self, own_key: &str, name: &str) -> Result<Vec<u8>> {
+        let keys: Vec<&str> = if name.contains('.') { name.split('.').collect() } else { vec![own_key, name] };
+        let top = keys.first().and_then(|key| self.0.get(*key));
+        let value = top
+            .and_then(|top| keys.iter().skip(1).try_fold(top, |value, key| value.get(*key)))
+            .ok_or_else(|| exit::usage(format!("--print {name}: the document has no such field")))?;
+        Ok(match name_from_json(value) {
+            Some(raw) => raw.into_vec(),
+            None => serde_json::to_vec(value).context("--print")?,
+        })
+    }
+
+    /// Writes the document to stdout: indented on a terminal, else on one line. With `print`, one field of it instead.
+    pub fn print(&self, own_key: &str, print: Option<&str>) -> Result<()> {
+        let stdout = io::stdout();
+        let mut bytes = match print {
+            Some(name) => self.field(own_key, name)?,
+            None if stdout.is_terminal() => serde_json::to_vec_pretty(&self.0).context("stdout")?,
+            None => self.to_line(),
+        };
+        if bytes.last() != Some(&b'\n') || print.is_some() {
+            bytes.push(b'\n');
+        }
+        write_out(&bytes)
+    }
+
+    /// The document as one line, with its newline.
+    pub fn to_line(&self) -> Vec<u8> {
+        let mut bytes = Value::Object(self.0.clone()).to_string().into_bytes();
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
+/// Writes data to stdout in one go. A reader that went away is an `io::Error` of kind `BrokenPipe` in the chain, which
+/// [`exit::report`] takes as a quiet end.
+pub fn write_out(bytes: &[u8]) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).context("stdout")
+}
+
+/// Reads every document of a source, one a line: `-` is stdin, anything else a file (also `/dev/fd/63`, as `<(…)`
+/// makes it). Empty lines are passed over; a document indented over several lines is read as well. Errors with usage
+/// (2) and the place where it is not JSON, and when there is no document at all: a broken pipe upstream must not
+/// look like success.
+pub fn read_documents(source: &OsStr) -> Result<Vec<Document>> {
+    let name = source.to_string_lossy();
+    let documents = if source == "-" {
+        parse_all(io::stdin().lock())
+    } else {
+        let file = File::open(source).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => exit::not_found(format!("{name}: no such file; give a document's file, or -")),
+            _ => anyhow::Error::new(e).context(name.to_string()),
+        })?;
+        parse_all(BufReader::new(file))
+    }
+    .with_context(|| if source == "-" { "stdin".to_owned() } else { name.to_string() })?;
+    if documents.is_empty() {
+        let place = if source == "-" { "stdin".into() } else { name };
+        return Err(exit::usage(format!("{place}: no document; the command before it in the pipe printed none")));
+    }
+    Ok(documents)
+}
+
+/// Like [`read_documents`], for a command that works on exactly one.
+pub fn read_document(source: &OsStr) -> Result<Document> {
+    let mut documents = read_documents(source)?;
+    match documents.len() {
+        1 => Ok(documents.remove(0)),
+        n => Err(exit::usage(format!("{}: {n} documents where one is expected", source.to_string_lossy()))),
+    }
+}
+
+fn parse_all(mut reader: impl BufRead) -> Result<Vec<Document>> {
+    let mut text = Vec::new();
+    reader.read_to_end(&mut text)?;
+    serde_json::Deserializer::from_slice(&text)
+        .into_iter::<Value>()
+        .map(|value| match value {
+            Ok(Value::Object(map)) => Ok(Document(map)),
+            Ok(_) => Err(exit::usage("a document is a JSON object, one on a line")),
+            Err(error) => Err(exit::usage(format!("not a JSON document: {error}"))),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_not_utf8_survive() {
+        for raw in [&b"/plain"[..], b"/new\nline", b"/\xff\xfe", b"/\"quoted\\"] {
+            let name = OsStr::from_bytes(raw);
+            let text = name_to_json(name).to_string();
+            let back = name_from_json(&serde_json::from_str(&text).unwrap()).unwrap();
+            assert_eq!(back.as_bytes(), raw);
+        }
+    }
+
+    #[test]
+    fn unknown_keys_pass_in_their_place() {
+        let line = br#"{"image":{"digest":"sha256:1"},"mine":[1,2.5,null],"overlay":{"id":"x"}}"#;
+        let mut document = Document::parse(line).unwrap();
+        document.set("overlay", &serde_json::json!({"id": "y"})).unwrap();
+        let want = r#"{"image":{"digest":"sha256:1"},"mine":[1,2.5,null],"overlay":{"id":"y"}}"#;
+        assert_eq!(String::from_utf8(document.to_line()).unwrap().trim_end(), want);
+    }
+
+    #[test]
+    fn a_field_is_raw() {
+        let document = Document::parse(br#"{"overlay":{"merged":{"base64":"L/8="},"lower":["/a"]}}"#).unwrap();
+        assert_eq!(document.field("overlay", "merged").unwrap(), b"/\xff");
+        assert_eq!(document.field("overlay", "overlay.lower").unwrap(), br#"["/a"]"#);
+        assert!(document.field("overlay", "nothing").is_err());
+    }
+
+    #[test]
+    fn several_documents_and_rubbish() {
+        assert_eq!(parse_all(&b"{}\n\n{\"a\":\n1}\n"[..]).unwrap().len(), 2);
+        for bad in [&b"[]"[..], b"{", b"{} x"] {
+            assert_eq!(exit::kind(&parse_all(bad).unwrap_err()), Some(exit::Kind::Usage));
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! A temporary data directory and the commands under test.
