@@ -1,2 +1,11 @@
-//! The tests of the real binaries; one program, a module a subject.
+//! The tests of the real binaries, as pipelines where a user would pipe; one program, a module a subject.
+
+mod bad_input;
+mod crash;
 mod harness;
+mod lifecycle;
+mod original;
+mod pipes;
+mod scripts;
+mod sharing;
+mod unprivileged;
