@@ -1,0 +1,3 @@
+//! The ways to make a merged view.
+
+pub mod copy;

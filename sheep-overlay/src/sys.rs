@@ -1,0 +1,47 @@
+//! The system calls that neither rustix nor nix has in a safe form; the one module with `unsafe`.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
+
+/// The signal that asked this program to end, or 0.
+static INTERRUPTED_BY: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn note_interrupt(signal: libc::c_int) {
+    INTERRUPTED_BY.store(signal, Ordering::Relaxed);
+}
+
+/// From here on Ctrl-C, SIGTERM and SIGHUP end nothing by themselves but are noted for [`interrupted`], so that what is
+/// half-made can be undone first. Calls that wait return `EINTR`.
+pub fn catch_interrupts() -> io::Result<()> {
+    let action = SigAction::new(SigHandler::Handler(note_interrupt), SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler does nothing but store into an atomic, which is async-signal-safe.
+        let before = unsafe { sigaction(signal, &action) }?;
+        if matches!(before.handler(), SigHandler::SigIgn) {
+            // Somebody (nohup) wanted it ignored: so it stays.
+            // SAFETY: the disposition that was there a moment ago is put back.
+            unsafe { sigaction(signal, &before) }?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a signal asked this program to end since [`catch_interrupts`]. Long work looks here now and then.
+pub fn interrupted() -> bool {
+    INTERRUPTED_BY.load(Ordering::Relaxed) != 0
+}
+
+/// Dies of the signal that was caught, once everything is undone: the shell then knows why. Returns if there was none.
+pub fn die_of_interrupt() {
+    let Ok(signal) = Signal::try_from(INTERRUPTED_BY.load(Ordering::Relaxed)) else { return };
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action runs no code of ours.
+    if unsafe { sigaction(signal, &default) }.is_ok() {
+        // A signal that cannot be raised leaves the ordinary way out: the error that says "interrupted".
+        let _ = raise(signal);
+    }
+}
