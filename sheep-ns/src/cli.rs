@@ -1,0 +1,245 @@
+//! The command line of `sheep-ns`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::spec::SpecFlags;
+
+/// What `--version` prints after the program's name; engines read the first line and the `spec:` line.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
+
+/// Run processes in namespaces: a command in a root directory, or a container from an OCI bundle
+#[derive(Debug, Parser)]
+#[command(name = "sheep-ns", version = VERSION, arg_required_else_help = true)]
+pub struct Cli {
+    /// Options before the verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options every verb takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Directory for the containers' state [default: $SHEEP_RUN_DIR/ns, else /run/sheep/ns or the user's own]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub root: Option<PathBuf>,
+    /// Also write errors to this file
+    #[arg(long, value_name = "FILE", global = true)]
+    pub log: Option<PathBuf>,
+    /// How errors are written to --log
+    #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
+    pub log_format: LogFormat,
+    /// Also log what is done to --log
+    #[arg(long, global = true)]
+    pub debug: bool,
+    /// Who makes the control group: cgroupfs (this program), or disabled (nobody)
+    #[arg(long, value_name = "MANAGER", default_value = "cgroupfs", global = true)]
+    pub cgroup_manager: CgroupManager,
+    /// Not supported: systemd is never asked for a control group
+    #[arg(long, global = true)]
+    pub systemd_cgroup: bool,
+}
+
+/// The form of the lines in `--log`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// `TIME LEVEL MESSAGE`
+    Text,
+    /// One JSON object a line, with `level`, `msg` and `time`.
+    Json,
+}
+
+/// Who makes the control group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CgroupManager {
+    /// This program, in the cgroup2 file system.
+    Cgroupfs,
+    /// Nobody: the container stays in the caller's group; a limit is then an error.
+    Disabled,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a command in new namespaces (with --rootfs or --from), or in a running container
+    Exec(Box<Exec>),
+    /// Print the config.json for a command
+    Spec(Box<Spec>),
+    /// Make a container from a bundle; its program waits for `start`
+    Create(Create),
+    /// Start the program of a created container
+    Start(Id),
+    /// Make and start a container, wait for its end, delete it
+    Run(Run),
+    /// Print a container's state
+    State(Id),
+    /// Send a signal to a container's first process
+    Kill(Kill),
+    /// Delete a stopped container
+    Delete(Delete),
+    /// List the containers
+    #[command(visible_alias = "ls")]
+    List(List),
+}
+
+/// `exec`
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// What runs, and how.
+    #[command(flatten)]
+    pub spec: SpecFlags,
+    /// Running container: do not wait for the command's end
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Write the process id to this file
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Running container: the process as OCI JSON
+    #[arg(long, short, value_name = "FILE")]
+    pub process: Option<PathBuf>,
+    /// Send the terminal's master end to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Running container: one more capability (repeatable)
+    #[arg(long, value_name = "CAP")]
+    pub cap: Vec<String>,
+    /// Running container: additional group ids
+    #[arg(long, value_name = "GID", value_delimiter = ',')]
+    pub additional_gids: Vec<u32>,
+    /// Running container: set no_new_privs
+    #[arg(long)]
+    pub no_new_privs: bool,
+    /// Pass N more file descriptors, from 3 on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    /// The command; without --rootfs and --from, the container's id before it
+    #[arg(value_name = "[ID] COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<OsString>,
+}
+
+/// `spec`
+#[derive(Debug, Args)]
+pub struct Spec {
+    /// What runs, and how.
+    #[command(flatten)]
+    pub spec: SpecFlags,
+    /// The command; without one, the image's
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<OsString>,
+}
+
+/// What `create` and `run` share.
+#[derive(Debug, Clone, Args)]
+pub struct Bundle {
+    /// The directory with config.json
+    #[arg(long, short, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+    /// Read this file instead of the bundle's config.json
+    #[arg(long, short = 'f', value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Write the process id to this file
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Send the terminal's master end to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Pass N more file descriptors, from 3 on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    /// Not supported: the root is always changed by pivot_root
+    #[arg(long)]
+    pub no_pivot: bool,
+    /// The container's id
+    pub id: String,
+}
+
+/// `create`
+#[derive(Debug, Args)]
+pub struct Create {
+    /// The bundle and how to make it.
+    #[command(flatten)]
+    pub bundle: Bundle,
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Return when the program has started; the container stays until `delete`
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Do not delete the container after its end
+    #[arg(long)]
+    pub keep: bool,
+    /// The bundle and how to make it.
+    #[command(flatten)]
+    pub bundle: Bundle,
+}
+
+/// A container's id.
+#[derive(Debug, Args)]
+pub struct Id {
+    /// The container's id
+    pub id: String,
+}
+
+/// `kill`
+#[derive(Debug, Args)]
+pub struct Kill {
+    /// Send it to every process of the container
+    #[arg(long, short)]
+    pub all: bool,
+    /// The container's id
+    pub id: String,
+    /// A name or a number: TERM, SIGTERM, 15
+    #[arg(default_value = "TERM", allow_hyphen_values = true)]
+    pub signal: String,
+}
+
+/// `delete`
+#[derive(Debug, Args)]
+pub struct Delete {
+    /// Kill what still runs; an absent container is no error
+    #[arg(long, short)]
+    pub force: bool,
+    /// The containers' ids
+    #[arg(required = true)]
+    pub id: Vec<String>,
+}
+
+/// `list`
+#[derive(Debug, Args)]
+pub struct List {
+    /// Ids only
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Form of the list
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub format: ListFormat,
+}
+
+/// The form of `list`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// For people.
+    Table,
+    /// One JSON array, as other runtimes print it.
+    Json,
+}
+
+/// The whole command line, for man pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_definition_is_sound() {
+        super::command().debug_assert();
+    }
+}
