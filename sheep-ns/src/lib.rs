@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod exit;
+pub mod oci;
 pub mod spec;
 
 /// Runs one command line; gives the exit code.
