@@ -65,6 +65,28 @@ impl<'de> Deserialize<'de> for DocPath {
     }
 }
 
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for DocPath {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Path".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A path: a string, or the base64 of its bytes where it is not UTF-8",
+            "anyOf": [
+                { "type": "string" },
+                {
+                    "type": "object",
+                    "properties": { "base64": { "type": "string", "contentEncoding": "base64" } },
+                    "required": ["base64"],
+                    "additionalProperties": false
+                }
+            ]
+        })
+    }
+}
+
 /// A file name or path as JSON: a string, or `{"base64": "…"}` where it is not UTF-8.
 pub fn name_to_json(name: &OsStr) -> Value {
     match name.to_str() {
@@ -87,6 +109,7 @@ pub fn name_from_json(value: &Value) -> Option<OsString> {
 
 /// The `overlay` key: what `sheep-overlay` owns of a document, and what stands in `overlay/<id>/overlay.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Overlay {
     /// Twelve hexadecimal digits, or the name given with `--id`.
@@ -119,6 +142,7 @@ pub struct Overlay {
 
 /// How a merged view is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// OverlayFS, mounted by us.
