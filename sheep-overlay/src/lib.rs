@@ -4,13 +4,24 @@
 //! on pipes ([`doc`]) and the state on disk ([`state`]), with the exit codes all four programs keep ([`exit`]).
 
 pub mod backend;
+pub mod busy;
 pub mod cli;
 pub mod diff;
 pub mod doc;
 pub mod exit;
+pub mod find;
+pub mod inspect;
 pub mod layer;
+pub mod lowers;
+pub mod ls;
+pub mod mount;
+pub mod mountpoint;
+pub mod record;
+pub mod remove;
 pub mod state;
 pub mod sys;
+pub mod take_up;
+pub mod umount;
 
 use anyhow::Result;
 
@@ -19,6 +30,34 @@ pub const PROGRAM: &str = "sheep-overlay";
 
 /// Does what the command line says.
 pub fn run(cli: cli::Cli) -> Result<()> {
-    let _root = state::DataRoot::open(cli.root.as_deref())?;
-    Ok(())
+    let root = state::DataRoot::open(cli.root.as_deref())?;
+    match &cli.verb {
+        cli::Verb::Mount(args) => mount::run(&root, args),
+        cli::Verb::Umount(args) => umount::run(&root, args),
+        cli::Verb::Ls(args) => ls::run(&root, args),
+        cli::Verb::Inspect(args) => inspect::run(&root, args),
+        cli::Verb::Diff(args) => {
+            let names: Vec<_> = args.overlay.iter().cloned().collect();
+            let targets = find::targets(&root, &names, args.from.as_deref())?;
+            for_each(targets, "diff", |target| {
+                let id = target.id?;
+                let overlay = record::read(&record::dir(&root, &id))?.ok_or_else(|| find::no_such(&id))?;
+                diff::run(&overlay, args.json)
+            })
+        }
+    }
+}
+
+/// Does the same for several overlays. After an error it goes on with the others; the first error is the result, so that
+/// it sets the exit code, and later ones are printed at once.
+fn for_each(targets: Vec<find::Target>, verb: &str, mut act: impl FnMut(find::Target) -> Result<()>) -> Result<()> {
+    let mut first = Ok(());
+    for target in targets {
+        match (act(target), &first) {
+            (Ok(()), _) => {}
+            (Err(error), Ok(())) => first = Err(error.context(verb.to_owned())),
+            (Err(error), Err(_)) => exit::print_line(PROGRAM, &error.context(verb.to_owned())),
+        }
+    }
+    first
 }

@@ -235,6 +235,15 @@ impl Lock {
             Err(fs::TryLockError::Error(e)) => Err(e).with_context(|| format!("lock {}", file.display())),
         }
     }
+
+    /// Whether the file that is locked still stands at `file`: who waited for a lock may get that of a directory which
+    /// was renamed away or deleted meanwhile.
+    pub fn is_at(&self, file: &Path) -> bool {
+        match (self._file.metadata(), fs::symlink_metadata(file)) {
+            (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),
+            _ => false,
+        }
+    }
 }
 
 fn open_lock(file: &Path) -> Result<File> {

@@ -2,7 +2,9 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
@@ -43,5 +45,15 @@ pub fn die_of_interrupt() {
     if unsafe { sigaction(signal, &default) }.is_ok() {
         // A signal that cannot be raised leaves the ordinary way out: the error that says "interrupted".
         let _ = raise(signal);
+    }
+}
+
+/// Begins to write a file's pages to the disk and does not wait for them.
+pub fn begin_writeback(file: &File) -> io::Result<()> {
+    // SAFETY: no memory is passed; the descriptor is open for the length of the call.
+    let done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -1,0 +1,411 @@
+//! The kernel backend: OverlayFS by the new mount API.
+//!
+//! Directories go to the kernel as descriptors (`FSCONFIG_SET_FD`, Linux 6.13), so that any name will do and 500 lowers
+//! fit; older kernels get `/proc/self/fd/N` as strings (6.7), and the oldest mount(2). The options define the format of
+//! our layers: `index=off`, `metacopy=off`, `redirect_dir=off`.
+
+use std::ffi::CString;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags, fstatfs, fstatvfs, mknodat, openat, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, fsconfig_create, fsconfig_set_fd,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+
+use crate::lowers::{Lower, open_path};
+use crate::mountpoint::{self, Mount};
+
+/// The most lowers that the kernel stacks (`OVL_MAX_STACK`).
+pub const MAX_LOWERS: usize = 500;
+
+/// The inode number of the initial user namespace in `/proc/PID/ns` (`PROC_USER_INIT_INO`).
+const INITIAL_USER_NS: u64 = 0xEFFF_FFFD;
+
+/// What to mount.
+#[derive(Debug)]
+pub struct Stack<'a> {
+    /// The lower directories, bottom first.
+    pub lowers: &'a [Lower],
+    /// The upper directory. Where the mount is read-only it is one more lower, on top: what was changed before is seen,
+    /// and the kernel has the two lowers that it needs.
+    pub upper: &'a Path,
+    /// The work directory.
+    pub work: &'a Path,
+    /// Where to mount.
+    pub merged: &'a Path,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Never sync.
+    pub volatile: bool,
+}
+
+/// Why there is no mount, in the kernel's words where it had any.
+#[derive(Debug)]
+pub struct Refused {
+    errno: Errno,
+    step: String,
+    reason: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = std::io::Error::from(self.errno).to_string();
+        // "Operation not permitted (os error 1)": the number helps nobody.
+        let words = words.split(" (os error").next().unwrap_or_default();
+        write!(f, "{}: {words}", self.step)?;
+        if !self.reason.is_empty() {
+            write!(f, " ({})", self.reason)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl Refused {
+    fn at(step: impl Into<String>) -> impl FnOnce(Errno) -> Refused {
+        let step = step.into();
+        move |errno| Refused { errno, step, reason: String::new() }
+    }
+
+    /// Whether OverlayFS cannot be had here (not known, not permitted, not on this file system), so that a copy is the
+    /// way; anything else is an error that a copy would hide.
+    pub fn a_copy_may_do(&self) -> bool {
+        matches!(
+            self.errno,
+            Errno::NODEV | Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::ROFS
+        )
+    }
+
+    /// Whether the stack itself is to blame: a lower inside another, or one that was changed under us.
+    pub fn is_usage(&self) -> bool {
+        self.errno == Errno::LOOP
+    }
+}
+
+/// How directories are named to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As descriptors.
+    Descriptors,
+    /// As the strings `/proc/self/fd/N`.
+    ProcStrings,
+    /// By mount(2), all in one string.
+    OldMount,
+}
+
+/// Mounts an overlay, private, and returns what is then mounted on `merged`. On failure nothing is left mounted.
+pub fn mount(stack: &Stack) -> Result<Option<Mount>, Refused> {
+    let mut first_refusal = None;
+    for way in [Way::Descriptors, Way::ProcStrings, Way::OldMount] {
+        match mount_by(way, stack) {
+            Ok(()) => return finish(stack),
+            Err(Failure::Refused(refused)) => return Err(first_refusal.unwrap_or(refused)),
+            // The way is not known to this kernel. If none is, the best one's complaint tells most.
+            Err(Failure::UnknownWay(refused)) => first_refusal = first_refusal.or(Some(refused)),
+        }
+    }
+    Err(first_refusal.unwrap_or_else(|| Refused::at("mount overlay")(Errno::NOSYS)))
+}
+
+enum Failure {
+    UnknownWay(Refused),
+    Refused(Refused),
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        Failure::Refused(refused)
+    }
+}
+
+/// Everything after the mount is there: it stays in this namespace, and is what was asked for.
+fn finish(stack: &Stack) -> Result<Option<Mount>, Refused> {
+    let check = || -> Result<Option<Mount>, Refused> {
+        mountpoint::make_private(stack.merged).map_err(|e| failed("make the mount private", &e))?;
+        mountpoint::at(stack.merged).map_err(|e| failed("look at the mount", &e))
+    };
+    let checked = check();
+    if checked.is_err() {
+        // The error that matters is the one already held; what is left mounted, the caller's undo finds.
+        let _ = mountpoint::unmount(stack.merged);
+    }
+    checked
+}
+
+fn failed(step: &str, error: &anyhow::Error) -> Refused {
+    Refused { errno: Errno::IO, step: step.to_owned(), reason: format!("{error:#}") }
+}
+
+/// Upper, work and the lowers as the kernel is to see them.
+struct Parts<'a> {
+    /// Top first, as the kernel wants them.
+    lowers: Vec<BorrowedFd<'a>>,
+    /// Absent where the mount is read-only.
+    writable: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
+}
+
+fn mount_by(way: Way, stack: &Stack) -> Result<(), Failure> {
+    let upper = open_path(stack.upper).map_err(Refused::at("open upper"))?;
+    let mut lowers: Vec<BorrowedFd> = stack.lowers.iter().rev().map(|lower| lower.fd.as_fd()).collect();
+    if stack.read_only {
+        if lowers.len() < 2 || !is_empty(stack.upper) {
+            lowers.insert(0, upper.as_fd());
+        }
+        let parts = Parts { lowers, writable: None };
+        return if way == Way::OldMount { old_mount(stack, &parts) } else { new_mount(way, stack, &parts) };
+    }
+    let work = open_path(stack.work).map_err(Refused::at("open work"))?;
+    can_be_upper(&upper, &work, stack)?;
+    let parts = Parts { lowers, writable: Some((upper.as_fd(), work.as_fd())) };
+    if way == Way::OldMount { old_mount(stack, &parts) } else { new_mount(way, stack, &parts) }
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<(), Failure> {
+    let fs = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
+        Err(Errno::NOSYS) => return Err(Failure::UnknownWay(Refused::at("fsopen(overlay)")(Errno::NOSYS))),
+        opened => opened.map_err(Refused::at("fsopen(overlay)"))?,
+    };
+    let refused = |step: &str, errno: Errno| Refused { errno, step: step.to_owned(), reason: messages(&fs) };
+    let set_dir = |key: &str, dir: BorrowedFd| match way {
+        Way::Descriptors => fsconfig_set_fd(&fs, key, dir),
+        _ => fsconfig_set_string(&fs, key, proc_path(dir)),
+    };
+    for (number, lower) in parts.lowers.iter().enumerate() {
+        if let Err(errno) = set_dir("lowerdir+", *lower) {
+            let unknown = number == 0 && errno == Errno::INVAL;
+            let refused = refused("lowerdir+", errno);
+            return Err(if unknown { Failure::UnknownWay(refused) } else { Failure::Refused(refused) });
+        }
+    }
+    if let Some((upper, work)) = parts.writable {
+        set_dir("upperdir", upper).map_err(|e| refused("upperdir", e))?;
+        set_dir("workdir", work).map_err(|e| refused("workdir", e))?;
+        if stack.volatile {
+            fsconfig_set_flag(&fs, "volatile").map_err(|e| refused("volatile", e))?;
+        }
+    } else {
+        fsconfig_set_flag(&fs, "ro").map_err(|e| refused("ro", e))?;
+    }
+    if in_user_namespace() {
+        // Without it the mount succeeds, and then making a directory where one was removed gives EIO. It excludes
+        // metacopy and redirect_dir by itself.
+        fsconfig_set_flag(&fs, "userxattr").map_err(|e| refused("userxattr", e))?;
+    } else {
+        for option in ["metacopy", "redirect_dir"] {
+            fsconfig_set_string(&fs, option, "off").map_err(|e| refused(option, e))?;
+        }
+    }
+    fsconfig_set_string(&fs, "index", "off").map_err(|e| refused("index", e))?;
+    fsconfig_create(&fs).map_err(|e| match (way, e) {
+        // Before Linux 6.5 strings are only looked at here.
+        (Way::ProcStrings, Errno::INVAL) => Failure::UnknownWay(refused("mount overlay", e)),
+        _ => Failure::Refused(refused("mount overlay", e)),
+    })?;
+    let attributes = if stack.read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+    let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| refused("fsmount", e))?;
+    if !stack.read_only {
+        is_writable(&mount).map_err(|e| refused("mount overlay", e))?;
+    }
+    // Detached, it has no other user; from here on it is seen.
+    move_mount(&mount, "", CWD, stack.merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|e| refused("move_mount", e))?;
+    Ok(())
+}
+
+fn old_mount(stack: &Stack, parts: &Parts) -> Result<(), Failure> {
+    let mut options = old_options(stack, parts);
+    if options.len() >= 4096 {
+        options = short_options(stack, parts);
+    }
+    if options.len() >= 4096 {
+        let reason = format!("{} lowers do not fit into the options of mount(2)", parts.lowers.len());
+        return Err(Failure::Refused(Refused { errno: Errno::TOOBIG, step: "mount overlay".to_owned(), reason }));
+    }
+    let options = CString::new(options).map_err(|_| Refused::at("mount overlay")(Errno::INVAL))?;
+    let flags = if stack.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+    rustix::mount::mount("overlay", stack.merged, "overlay", flags, &*options).map_err(Refused::at("mount overlay"))?;
+    if stack.read_only {
+        return Ok(());
+    }
+    let checked = open_path(stack.merged).and_then(|merged| is_writable(&merged));
+    checked.map_err(|errno| {
+        let _ = mountpoint::unmount(stack.merged);
+        Failure::Refused(Refused::at("mount overlay")(errno))
+    })
+}
+
+/// The options of mount(2) with the paths in them, so that `mount` and `findmnt` show them.
+fn old_options(stack: &Stack, parts: &Parts) -> Vec<u8> {
+    let upper = (parts.lowers.len() > stack.lowers.len()).then_some(stack.upper);
+    let lowers = upper.into_iter().chain(stack.lowers.iter().rev().map(|lower| lower.path.as_path()));
+    let mut options = b"lowerdir=".to_vec();
+    for (number, lower) in lowers.enumerate() {
+        if number > 0 {
+            options.push(b':');
+        }
+        escape(lower, b"\\,:", &mut options);
+    }
+    if !stack.read_only {
+        for (key, dir) in [(&b",upperdir="[..], stack.upper), (b",workdir=", stack.work)] {
+            options.extend_from_slice(key);
+            escape(dir, b"\\,", &mut options);
+        }
+    }
+    options.extend_from_slice(old_flags(stack).as_bytes());
+    options
+}
+
+/// The options of mount(2) with descriptors for the paths, where these are too long for the page that the kernel takes.
+fn short_options(stack: &Stack, parts: &Parts) -> Vec<u8> {
+    let lowers: Vec<String> = parts.lowers.iter().map(|dir| proc_path(*dir)).collect();
+    let mut options = format!("lowerdir={}", lowers.join(":"));
+    if let Some((upper, work)) = parts.writable {
+        options.push_str(&format!(",upperdir={},workdir={}", proc_path(upper), proc_path(work)));
+    }
+    options.push_str(&old_flags(stack));
+    options.into_bytes()
+}
+
+fn old_flags(stack: &Stack) -> String {
+    let format = if in_user_namespace() { ",index=off,userxattr" } else { ",index=off,metacopy=off,redirect_dir=off" };
+    let volatile = if stack.volatile && !stack.read_only { ",volatile" } else { "" };
+    format!("{format}{volatile}")
+}
+
+fn escape(path: &Path, special: &[u8], out: &mut Vec<u8>) {
+    for byte in path.as_os_str().as_bytes() {
+        if special.contains(byte) {
+            out.push(b'\\');
+        }
+        out.push(*byte);
+    }
+}
+
+fn proc_path(dir: BorrowedFd) -> String {
+    format!("/proc/self/fd/{}", dir.as_raw_fd())
+}
+
+/// What the kernel has to say about a mount that it refused: errors and warnings, one a read.
+fn messages(fs: &OwnedFd) -> String {
+    let mut said: Vec<String> = Vec::new();
+    let mut line = [0u8; 1024];
+    while let Ok(length @ 1..) = rustix::io::read(fs, &mut line) {
+        let text = String::from_utf8_lossy(&line[..length]);
+        // "e overlay: overlapping lowerdir path": a letter for the severity, and the file system's name.
+        let text = text.trim_end().trim_start_matches(|c: char| "ewi".contains(c)).trim_start();
+        said.push(text.strip_prefix("overlay: ").unwrap_or(text).to_owned());
+    }
+    said.join("; ")
+}
+
+/// A full or unfit upper is mounted read-only without a word.
+fn is_writable(mount: &impl AsFd) -> Result<(), Errno> {
+    if fstatvfs(mount)?.f_flag.contains(StatVfsMountFlags::RDONLY) { Err(Errno::ROFS) } else { Ok(()) }
+}
+
+/// Whether this process is outside the initial user namespace.
+pub fn in_user_namespace() -> bool {
+    std::fs::metadata("/proc/self/ns/user").is_ok_and(|ns| ns.ino() != INITIAL_USER_NS)
+}
+
+/// File systems known to hold what OverlayFS writes into an upper: ext2/3/4, XFS, btrfs, tmpfs, F2FS, bcachefs, ZFS.
+const GOOD_UPPERS: [u64; 7] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0xF2F5_2010, 0xCA45_1A4E, 0x2FC1_2FC1];
+
+/// Makes sure that the upper's file system can hold whiteouts and opaque marks: the kernel takes others too, and then
+/// fails to delete. The usual file systems are known; of another it is tried.
+fn can_be_upper(upper: &OwnedFd, work: &OwnedFd, stack: &Stack) -> Result<(), Refused> {
+    let fs = fstatfs(upper).map_err(Refused::at("statfs upper"))?;
+    if GOOD_UPPERS.contains(&(fs.f_type as u64)) && !in_user_namespace() {
+        return Ok(());
+    }
+    let refused = |what: &str, errno: Errno| Refused {
+        errno,
+        step: format!("the file system of {}", stack.upper.display()),
+        reason: format!("it cannot hold {what}"),
+    };
+    let probe = c".sheep-probe";
+    let made = mknodat(work, probe, FileType::CharacterDevice, Mode::empty(), 0);
+    let removed = unlinkat(work, probe, AtFlags::empty());
+    made.and(removed).map_err(|e| refused("whiteouts", e))?;
+    let key = if in_user_namespace() { "user.overlay.probe" } else { "trusted.overlay.probe" };
+    let set = rustix::fs::setxattr(proc_path(work.as_fd()), key, b"y", rustix::fs::XattrFlags::empty());
+    let unset = rustix::fs::removexattr(proc_path(work.as_fd()), key);
+    set.and(unset).map_err(|e| refused("opaque marks", e))
+}
+
+/// Whether an OverlayFS that was mounted with this upper is still alive somewhere: in another mount namespace, or after a
+/// lazy umount. Mounting the upper once more would destroy that one's work directory. A throw-away overlay with the
+/// upper as its lower tells: with `index=on` the kernel answers `EBUSY`. What cannot be found out counts as no.
+pub fn in_use_elsewhere(upper: &Path, dir: &Path) -> bool {
+    let scratch = dir.join("probe");
+    let inner: [PathBuf; 2] = [scratch.join("upper"), scratch.join("work")];
+    let probe = || -> Result<(), Errno> {
+        for made in [&scratch, &inner[0], &inner[1]] {
+            match rustix::fs::mkdir(made, Mode::RWXU) {
+                Err(Errno::EXIST) => {}
+                done => done?,
+            }
+        }
+        let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_fd(&fs, "lowerdir+", open_path(upper)?)?;
+        fsconfig_set_fd(&fs, "upperdir", open_path(&inner[0])?)?;
+        fsconfig_set_fd(&fs, "workdir", open_path(&inner[1])?)?;
+        fsconfig_set_string(&fs, "index", "on")?;
+        // Or its end would sync the whole file system.
+        fsconfig_set_flag(&fs, "volatile")?;
+        fsconfig_create(&fs)
+    };
+    let answer = probe();
+    // What is left of it is deleted with the overlay.
+    let _ = crate::remove::tree(dir, c"probe");
+    answer == Err(Errno::BUSY)
+}
+
+/// The directory whose presence in a work directory makes the kernel refuse it after a volatile mount.
+pub fn volatile_marker(work: &Path) -> PathBuf {
+    work.join("work/incompat/volatile")
+}
+
+/// Makes what a volatile overlay wrote durable, and its upper fit to be mounted again.
+pub fn settle_volatile(upper: &Path, work: &Path) -> Result<()> {
+    let sync = || -> Result<(), Errno> {
+        let dir = openat(CWD, upper, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::fs::syncfs(&dir)
+    };
+    sync().map_err(|e| anyhow::Error::from(e).context(format!("syncfs {}", upper.display())))?;
+    crate::remove::tree(&work.join("work"), c"incompat")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    #[test]
+    fn p03_mount2_options_are_escaped() {
+        for (raw, special, want) in [
+            (&b"/plain"[..], &b"\\,:"[..], &b"/plain"[..]),
+            (b"/a:b,c\\d", b"\\,:", b"/a\\:b\\,c\\\\d"),
+            (b"/a:b,c\\d", b"\\,", b"/a:b\\,c\\\\d"),
+            (b"/\xff\n", b"\\,:", b"/\xff\n"),
+        ] {
+            let mut out = Vec::new();
+            escape(Path::new(OsStr::from_bytes(raw)), special, &mut out);
+            assert_eq!(out, want);
+        }
+    }
+}

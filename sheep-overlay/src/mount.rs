@@ -1,0 +1,355 @@
+//! `mount`: a stack of directories shown as one writable tree.
+//!
+//! A new overlay is built aside and renamed into place when it is mounted and recorded (see [`record`]); one that was
+//! kept is mounted again in its place. Whatever fails on the way, or Ctrl-C, undoes the steps before it.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, utimensat};
+use rustix::io::Errno;
+use serde::Deserialize;
+
+use crate::backend::copy::{self, Summary};
+use crate::backend::kernel::{self, Stack};
+use crate::cli::{self, BackendChoice};
+use crate::doc::{self, Backend, DocPath, Document, Overlay};
+use crate::lowers::{self, Lower};
+use crate::record::{self, Building};
+use crate::state::{self, DataRoot};
+use crate::{PROGRAM, exit, mountpoint, remove, sys, take_up, umount};
+
+/// What was asked for.
+#[derive(Debug)]
+pub struct Request {
+    /// `--backend`; `None` where it was not given.
+    pub backend: Option<BackendChoice>,
+    /// `--read-only`
+    pub read_only: bool,
+    /// `--volatile`
+    pub volatile: bool,
+    /// The lowers, bottom first; may be empty for an overlay that exists.
+    pub lowers: Vec<PathBuf>,
+}
+
+/// Mounts, and prints the document. If even that fails the mount is undone: nobody knows of it.
+pub fn run(root: &DataRoot, args: &cli::Mount) -> Result<()> {
+    let mut document = read_document(args)?;
+    let (id, lowers) = what(root, args, &document)?;
+    let request =
+        Request { backend: args.backend, read_only: args.read_only, volatile: args.volatile, lowers: lowers.clone() };
+    check_request(&request)?;
+    record::reap(root)?;
+    let named = id.as_deref().map_or_else(|| first_of(&lowers), |id| id.to_owned());
+    let mounted = match &id {
+        Some(id) if record::exists(root, id.as_ref()) => take_up::run(root, id, &request),
+        _ => create(root, id, &request),
+    };
+    let (overlay, undo) = mounted.map_err(interruption).with_context(|| format!("mount {named}"))?;
+    let told = document
+        .set("overlay", &overlay)
+        .and_then(|()| if sys::interrupted() { Err(anyhow!("interrupted")) } else { Ok(()) })
+        .and_then(|()| document.print("overlay", args.print.as_deref()));
+    if let Err(error) = told {
+        undo_all(root, &overlay, undo);
+        return Err(interruption(error));
+    }
+    Ok(())
+}
+
+/// How to go back behind a mount.
+#[derive(Debug)]
+pub enum Undo {
+    /// It was made just now: it goes altogether.
+    Remove,
+    /// It was taken up: it is kept, with the record it had.
+    Restore(Box<Overlay>),
+}
+
+fn undo_all(root: &DataRoot, overlay: &Overlay, undo: Undo) {
+    let undone = match undo {
+        Undo::Remove => umount::drop_overlay(root, &overlay.id),
+        Undo::Restore(before) => umount::keep_overlay(root, &overlay.id)
+            .and_then(|_| record::write(&record::dir(root, &overlay.id), &before)),
+    };
+    if let Err(error) = undone {
+        exit::print_line(PROGRAM, &error.context("undo"));
+    }
+}
+
+/// An error while a signal waits: everything is undone, so it may end the program now.
+fn interruption(error: anyhow::Error) -> anyhow::Error {
+    sys::die_of_interrupt();
+    error
+}
+
+fn first_of(lowers: &[PathBuf]) -> String {
+    lowers.last().map(|lower| lower.display().to_string()).unwrap_or_default()
+}
+
+fn read_document(args: &cli::Mount) -> Result<Document> {
+    match (&args.from, args.lowers.as_slice()) {
+        (Some(source), _) => doc::read_document(source),
+        (None, [only]) if only == "-" => doc::read_document(only),
+        (None, lowers) if lowers.iter().any(|lower| lower == "-") => {
+            Err(exit::usage("'-' (a document) stands alone; a directory of that name is './-'"))
+        }
+        _ => Ok(Document::default()),
+    }
+}
+
+#[derive(Deserialize)]
+struct Image {
+    layers: Vec<Layer>,
+}
+
+#[derive(Deserialize)]
+struct Layer {
+    path: Option<DocPath>,
+}
+
+/// The id (if it is given) and the lowers that the command line and the document ask for. A document that has an overlay
+/// of this data directory means that one; another is made on the layers of its image.
+fn what(root: &DataRoot, args: &cli::Mount, document: &Document) -> Result<(Option<String>, Vec<PathBuf>)> {
+    if let Some(id) = &args.id {
+        state::check_name(id)?;
+    }
+    let named: Vec<&OsString> = args.lowers.iter().filter(|lower| *lower != "-").collect();
+    if !named.is_empty() {
+        return Ok((args.id.clone(), named.into_iter().map(PathBuf::from).collect()));
+    }
+    if document.0.is_empty() && args.from.is_none() && args.lowers.is_empty() {
+        return Ok((args.id.clone(), Vec::new()));
+    }
+    let overlay: Option<Overlay> = document.get("overlay")?;
+    let mut id = args.id.clone();
+    if let (None, Some(overlay)) = (&id, &overlay) {
+        state::check_name(&overlay.id)?;
+        let dir = record::dir(root, &overlay.id);
+        if *overlay.merged == dir.join("merged") && record::exists(root, overlay.id.as_ref()) {
+            id = Some(overlay.id.clone());
+        }
+    }
+    let image: Option<Image> = document.get("image")?;
+    let lowers = match (image, overlay) {
+        (Some(image), _) => layers_of(image)?,
+        (None, Some(overlay)) => overlay.lower.into_iter().map(|lower| lower.0).collect(),
+        (None, None) => {
+            let wanted = "the document has neither 'image' nor 'overlay'; 'sheep-images unpack' makes one that fits";
+            return Err(exit::usage(wanted));
+        }
+    };
+    if let Some(lower) = lowers.iter().find(|lower| !lower.is_absolute()) {
+        return Err(exit::usage(format!("the document's layer {} is not an absolute path", lower.display())));
+    }
+    Ok((id, lowers))
+}
+
+fn layers_of(image: Image) -> Result<Vec<PathBuf>> {
+    let paths: Option<Vec<PathBuf>> = image.layers.into_iter().map(|layer| layer.path.map(|path| path.0)).collect();
+    match paths {
+        Some(paths) if !paths.is_empty() => Ok(paths),
+        _ => Err(exit::usage("the document's layers are not unpacked (no 'path'); 'sheep-images unpack' does that")),
+    }
+}
+
+/// What can be refused before anything is touched.
+fn check_request(request: &Request) -> Result<()> {
+    let copy = request.backend == Some(BackendChoice::Copy);
+    if !copy && request.lowers.len() > kernel::MAX_LOWERS {
+        return Err(exit::usage(format!(
+            "{} lowers, and the kernel stacks {} at most; merge some of them, or use --backend copy",
+            request.lowers.len(),
+            kernel::MAX_LOWERS
+        )));
+    }
+    if copy && request.read_only && !rustix::process::geteuid().is_root() {
+        return Err(exit::usage(
+            "--read-only with --backend copy needs root: a plain user's copy is the user's to write",
+        ));
+    }
+    if request.read_only && request.volatile {
+        return Err(exit::usage("--read-only and --volatile exclude each other: nothing is written"));
+    }
+    Ok(())
+}
+
+fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Overlay, Undo)> {
+    if request.lowers.is_empty()
+        && let Some(id) = &id
+    {
+        return Err(exit::not_found(format!("{id}: no such overlay to take up; to make it, name its LOWERs")));
+    }
+    let id = match id {
+        Some(id) => id,
+        None => state::new_id()?,
+    };
+    let dir = record::dir(root, &id);
+    // Until the record names them, no layer is removed.
+    let _layers = root.lock_layers_for_use()?;
+    let lowers = lowers::open(root, Some(&dir), &request.lowers)?;
+    sys::catch_interrupts()?;
+    let building = Building::begin(root)?;
+    if let Some(top) = lowers.last() {
+        take_attributes(&top.path, &building.dir().join("upper"))?;
+    }
+    let mut overlay = Overlay {
+        id,
+        merged: dir.join("merged").into(),
+        lower: lowers.iter().map(|lower| lower.path.clone().into()).collect(),
+        upper: dir.join("upper").into(),
+        work: dir.join("work").into(),
+        backend: Backend::Kernel,
+        backend_reason: String::new(),
+        read_only: request.read_only,
+        volatile: request.volatile,
+        mount_id: None,
+        boot_id: Some(state::boot_id()?),
+        created: state::now(),
+    };
+    fill(&mut overlay, building.dir(), &lowers, request.backend)?;
+    record::write_first(building.dir(), &overlay)?;
+    building.finish(&dir)?;
+    Ok((overlay, Undo::Remove))
+}
+
+/// Makes the merged view of a new overlay in `dir`, and notes how in `overlay`.
+fn fill(overlay: &mut Overlay, dir: &Path, lowers: &[Lower], choice: Option<BackendChoice>) -> Result<()> {
+    let choice = choice.unwrap_or(BackendChoice::Auto);
+    let refused = if choice == BackendChoice::Copy {
+        "asked for with --backend copy".to_owned()
+    } else {
+        match mount_kernel(overlay, dir, lowers) {
+            Ok(()) => return Ok(()),
+            Err(refused) if choice == BackendChoice::Kernel || !refused.a_copy_may_do() => return Err(fault(refused)),
+            Err(refused) => format!("OverlayFS cannot be had: {refused}"),
+        }
+    };
+    if overlay.read_only && !rustix::process::geteuid().is_root() {
+        return Err(anyhow!("{refused}; and --read-only needs root with a copy"));
+    }
+    let merged = dir.join("merged");
+    let paths: Vec<PathBuf> = lowers.iter().map(|lower| lower.path.clone()).collect();
+    let summary = copy::copy_stack(&paths, &merged)?;
+    overlay.backend = Backend::Copy;
+    overlay.backend_reason = refused;
+    overlay.volatile = false;
+    if overlay.read_only {
+        mountpoint::bind_read_only(&merged)?;
+        overlay.mount_id = mountpoint::at(&merged)?.and_then(|mount| mount.id);
+    }
+    if let Some(line) = copy_line(choice, &overlay.backend_reason, &summary) {
+        exit::warn(PROGRAM, &format!("mount: {line}"));
+    }
+    Ok(())
+}
+
+/// An error of the kernel backend, with its exit code.
+pub fn fault(refused: kernel::Refused) -> anyhow::Error {
+    if refused.is_usage() {
+        return exit::usage(format!("{refused}: a lower may not lie inside another"));
+    }
+    refused.into()
+}
+
+/// Mounts by OverlayFS what `overlay` says, in `dir`, and notes the mount.
+pub fn mount_kernel(overlay: &mut Overlay, dir: &Path, lowers: &[Lower]) -> Result<(), kernel::Refused> {
+    let (upper, work, merged) = (dir.join("upper"), dir.join("work"), dir.join("merged"));
+    let stack = Stack {
+        lowers,
+        upper: &upper,
+        work: &work,
+        merged: &merged,
+        read_only: overlay.read_only,
+        volatile: overlay.volatile,
+    };
+    let mount = kernel::mount(&stack)?;
+    overlay.mount_id = mount.and_then(|mount| mount.id);
+    overlay.backend = Backend::Kernel;
+    overlay.backend_reason = "OverlayFS is to be had".to_owned();
+    Ok(())
+}
+
+/// The line for stderr: always where the user did not ask for a copy, else only where it is not a faithful one.
+fn copy_line(choice: BackendChoice, reason: &str, summary: &Summary) -> Option<String> {
+    let mut losses = Vec::new();
+    if summary.owners_lost > 0 {
+        losses.push(format!("{} owners not kept", summary.owners_lost));
+    }
+    if summary.devices_left_out > 0 {
+        losses.push(format!("{} devices left out", summary.devices_left_out));
+    }
+    let losses = losses.join(", ");
+    match (choice, losses.is_empty()) {
+        (BackendChoice::Copy, true) => None,
+        (BackendChoice::Copy, false) => Some(format!("the copy is not complete without root: {losses}")),
+        (_, true) => Some(format!("the lowers were copied ({reason})")),
+        (_, false) => Some(format!("the lowers were copied ({reason}); without root: {losses}")),
+    }
+}
+
+/// Gives the upper the mode, owner, times and extended attributes of the topmost lower: the root of the merged view is
+/// the upper itself.
+fn take_attributes(lower: &Path, upper: &Path) -> Result<()> {
+    let apply = || -> Result<(), Errno> {
+        let from = rustix::fs::stat(lower)?;
+        let (uid, gid) = (Uid::from_raw(from.st_uid), Gid::from_raw(from.st_gid));
+        match chownat(CWD, upper, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW) {
+            // Not root: the copy backend will be taken, and sees to it itself.
+            Err(Errno::PERM | Errno::INVAL) => {}
+            done => done?,
+        }
+        chmodat(CWD, upper, Mode::from_raw_mode(from.st_mode), AtFlags::empty())?;
+        copy_xattrs(lower, upper)?;
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: from.st_atime as i64, tv_nsec: from.st_atime_nsec as i64 },
+            last_modification: Timespec { tv_sec: from.st_mtime as i64, tv_nsec: from.st_mtime_nsec as i64 },
+        };
+        utimensat(CWD, upper, &times, AtFlags::SYMLINK_NOFOLLOW)
+    };
+    apply().with_context(|| format!("take over the attributes of {}", lower.display()))
+}
+
+fn copy_xattrs(lower: &Path, upper: &Path) -> Result<(), Errno> {
+    let mut names = vec![0u8; 0];
+    let size = match rustix::fs::listxattr(lower, &mut names) {
+        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(()),
+        size => size?,
+    };
+    names.resize(size, 0);
+    let size = rustix::fs::listxattr(lower, &mut names)?;
+    names.truncate(size);
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let is = |prefix: &[u8]| name.starts_with(prefix);
+        // OverlayFS's own marks say something about the lower's place in its stack.
+        if is(b"trusted.overlay.") || is(b"user.overlay.") || is(b"user.fuseoverlayfs.") {
+            continue;
+        }
+        let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name);
+        let mut none = vec![0u8; 0];
+        let mut value = vec![0u8; rustix::fs::getxattr(lower, name, &mut none)?];
+        let size = rustix::fs::getxattr(lower, name, &mut value)?;
+        value.truncate(size);
+        match rustix::fs::setxattr(upper, name, &value, XattrFlags::empty()) {
+            // A label or attribute that this file system, or this user, may not set.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Makes a directory of an overlay that a crash, or somebody, removed.
+pub fn ensure_dir(dir: &Path) -> Result<()> {
+    match rustix::fs::mkdir(dir, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(e) => Err(e).with_context(|| format!("mkdir {}", dir.display())),
+    }
+}
+
+/// Empties a work directory by way of its parent; the kernel does so itself, but not of what an unfinished mount left.
+pub fn renew_work(dir: &Path) -> Result<()> {
+    remove::tree(dir, c"work")?;
+    ensure_dir(&dir.join("work"))
+}

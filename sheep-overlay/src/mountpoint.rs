@@ -1,0 +1,111 @@
+//! What is mounted on a directory, asked of the kernel by `statx` (a microsecond) and not by parsing mountinfo.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+
+/// `f_type` of OverlayFS in `statfs`.
+const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
+
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8), which rustix has no name for yet. Where the kernel does not know it, it answers the
+/// `STATX_MNT_ID` asked for beside it: an id that is used again later, but holds while the mount stands.
+const MNT_ID_UNIQUE: u32 = 0x4000;
+
+/// The mount whose root a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mount {
+    /// `STATX_MNT_ID_UNIQUE`, or `STATX_MNT_ID` before Linux 6.8; `None` before 5.8.
+    pub id: Option<u64>,
+}
+
+/// The mount on `dir`, the topmost if there are several; `None` where `dir` is not a mount point or not there.
+pub fn at(dir: &Path) -> Result<Option<Mount>> {
+    let wanted = StatxFlags::MNT_ID | StatxFlags::from_bits_retain(MNT_ID_UNIQUE);
+    let found = match statx(CWD, dir, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, wanted) {
+        Ok(found) => found,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(e) => return Err(e).with_context(|| format!("statx {}", dir.display())),
+    };
+    let is_root = if found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+        found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+    } else {
+        // Before Linux 5.8 the devices of a directory and its parent tell (not for bind mounts of one file system, of
+        // which this program makes only the read-only copy).
+        let parent = dir.parent().unwrap_or(dir);
+        let above =
+            statx(CWD, parent, AtFlags::NO_AUTOMOUNT, StatxFlags::empty()).with_context(|| "statx".to_owned())?;
+        (above.stx_dev_major, above.stx_dev_minor) != (found.stx_dev_major, found.stx_dev_minor)
+    };
+    let has_id = found.stx_mask & (MNT_ID_UNIQUE | StatxFlags::MNT_ID.bits()) != 0;
+    Ok(is_root.then_some(Mount { id: has_id.then_some(found.stx_mnt_id) }))
+}
+
+/// The id, as in [`Mount`], of the mount that the file behind `path` is on; symbolic links (also those of /proc) are
+/// followed.
+pub fn id_behind(path: &Path) -> Option<u64> {
+    let wanted = StatxFlags::MNT_ID | StatxFlags::from_bits_retain(MNT_ID_UNIQUE);
+    let found = statx(CWD, path, AtFlags::NO_AUTOMOUNT, wanted).ok()?;
+    (found.stx_mask & (MNT_ID_UNIQUE | StatxFlags::MNT_ID.bits()) != 0).then_some(found.stx_mnt_id)
+}
+
+/// Whether `dir` is on an OverlayFS.
+pub fn is_overlayfs(dir: &Path) -> bool {
+    rustix::fs::statfs(dir).is_ok_and(|fs| fs.f_type as u64 == OVERLAYFS_MAGIC)
+}
+
+/// Keeps what is mounted on `dir`, and below it, from spreading to other mount namespaces.
+pub fn make_private(dir: &Path) -> Result<()> {
+    rustix::mount::mount_change(dir, MountPropagationFlags::PRIVATE)
+        .with_context(|| format!("make {} private", dir.display()))
+}
+
+/// Puts a read-only view of `dir` onto itself.
+pub fn bind_read_only(dir: &Path) -> Result<()> {
+    rustix::mount::mount_bind(dir, dir).with_context(|| format!("bind {}", dir.display()))?;
+    let read_only = MountFlags::BIND | MountFlags::RDONLY;
+    let done = rustix::mount::mount_remount(dir, read_only, c"")
+        .with_context(|| format!("remount {} read-only", dir.display()))
+        .and_then(|()| make_private(dir));
+    if done.is_err() {
+        let _ = unmount(dir);
+    }
+    done
+}
+
+/// Why something is still mounted.
+#[derive(Debug)]
+pub enum NotUnmounted {
+    /// Somebody uses it (`EBUSY`).
+    Busy,
+    /// Anything else.
+    Failed(anyhow::Error),
+}
+
+impl From<NotUnmounted> for anyhow::Error {
+    fn from(reason: NotUnmounted) -> Self {
+        match reason {
+            NotUnmounted::Busy => crate::exit::busy("in use"),
+            NotUnmounted::Failed(error) => error,
+        }
+    }
+}
+
+/// Unmounts what is mounted on `dir` and makes sure that it is gone. Never lazily: where this succeeds, nothing reaches
+/// the upper through the mount any more in this mount namespace, and it may be deleted.
+pub fn unmount(dir: &Path) -> Result<(), NotUnmounted> {
+    match rustix::mount::unmount(dir, UnmountFlags::NOFOLLOW) {
+        Ok(()) => {}
+        Err(Errno::BUSY) => return Err(NotUnmounted::Busy),
+        Err(e) => {
+            return Err(NotUnmounted::Failed(anyhow::Error::from(e).context(format!("umount {}", dir.display()))));
+        }
+    }
+    let nothing_left = || match at(dir)? {
+        None => Ok(()),
+        Some(_) => bail!("{}: another mount lay under the one unmounted; nothing is deleted", dir.display()),
+    };
+    nothing_left().map_err(NotUnmounted::Failed)
+}

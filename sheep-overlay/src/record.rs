@@ -1,0 +1,304 @@
+//! `overlay/<id>/`: the record of an overlay, its lock, its state, and how it comes and goes.
+//!
+//! An overlay is built in `overlay/.new-<random>` and renamed to `overlay/<id>` when all of it is there: mounted, and
+//! with its record. It goes by a rename to `overlay/.gone-<random>` once it is unmounted, and is deleted there. So
+//! `overlay/<id>` is always whole, whenever a process is killed, and what a killed process left is known by its name:
+//! [`reap`], which `mount`, `umount` and `ls` begin with, unmounts and deletes it, unless a living process holds its
+//! lock.
+//!
+//! The record says what was done; whether it still holds (somebody unmounted by hand, the machine was restarted) is
+//! asked of the kernel every time: see [`state`].
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::doc::{Backend, DocPath, Overlay};
+use crate::mountpoint::{self, NotUnmounted};
+use crate::state::{self, DataRoot, Durability, Lock};
+use crate::{PROGRAM, exit, remove, sys};
+
+/// How the directory of an overlay that is being built begins.
+const NEW: &str = ".new-";
+/// How the directory of an overlay that is being deleted begins.
+const GONE: &str = ".gone-";
+
+/// Whether an overlay is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Its merged view is there.
+    Mounted,
+    /// It was unmounted with `--keep`.
+    Kept,
+    /// The record says mounted, but it is not: the machine was restarted, or somebody unmounted it by hand.
+    Stale,
+    /// Something that is not ours is mounted over the merged directory.
+    Covered,
+}
+
+impl State {
+    /// The word for it in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Mounted => "mounted",
+            State::Kept => "kept",
+            State::Stale => "stale",
+            State::Covered => "covered",
+        }
+    }
+}
+
+/// The directory of an overlay.
+pub fn dir(root: &DataRoot, id: &str) -> PathBuf {
+    root.overlays().join(id)
+}
+
+/// The record in an overlay's directory, its paths those of the directory (a data directory may be moved); `None` where
+/// there is no record. An error names the file that is corrupt.
+pub fn read(dir: &Path) -> Result<Option<Overlay>> {
+    let Some(mut overlay) = state::read_json::<Overlay>(&dir.join("overlay.json"))? else { return Ok(None) };
+    overlay.id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    place(&mut overlay, dir);
+    Ok(Some(overlay))
+}
+
+/// Sets the paths of an overlay to those in its directory.
+pub fn place(overlay: &mut Overlay, dir: &Path) {
+    overlay.merged = DocPath(dir.join("merged"));
+    overlay.upper = DocPath(dir.join("upper"));
+    overlay.work = DocPath(dir.join("work"));
+}
+
+/// Writes the first record into a directory that is still being built: no rename is needed, since the directory's own
+/// rename makes it count.
+///
+/// It is not synced, for that would cost more than all the rest (milliseconds against half of one). But its write-out is
+/// begun, so that on ext4 and XFS the next commit of the journal, at the latest the one that makes the user's first
+/// synced data in the upper durable, carries it along: changes that survive a power cut can be found again. A volatile
+/// overlay promises nothing, and skips that too.
+pub fn write_first(dir: &Path, overlay: &Overlay) -> Result<()> {
+    let file = dir.join("overlay.json");
+    let mut bytes = serde_json::to_vec(overlay)?;
+    bytes.push(b'\n');
+    let write = || -> io::Result<()> {
+        let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file)?;
+        out.write_all(&bytes)?;
+        if !overlay.volatile {
+            sys::begin_writeback(&out)?;
+        }
+        Ok(())
+    };
+    write().with_context(|| format!("write {}", file.display()))
+}
+
+/// Replaces the record. Not synced: it differs from the old one only in what the kernel is asked about anyway.
+pub fn write(dir: &Path, overlay: &Overlay) -> Result<()> {
+    state::write_json(&dir.join("overlay.json"), overlay, Durability::Rebuildable)
+}
+
+/// Waits for the lock of an overlay; every change of it is made under this lock. `None` where there is no such overlay,
+/// or no longer when its turn came.
+pub fn lock(dir: &Path) -> Result<Option<Lock>> {
+    let file = dir.join("lock");
+    loop {
+        match Lock::exclusive(&file) {
+            Ok(lock) if lock.is_at(&file) => return Ok(Some(lock)),
+            // The directory was renamed away while this waited; by now there may be another of that name.
+            Ok(_) => {}
+            Err(e) if missing(&e) => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn missing(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory))
+}
+
+/// What state an overlay is in.
+pub fn state(overlay: &Overlay) -> Result<State> {
+    let mount = mountpoint::at(&overlay.merged)?;
+    let recorded = overlay.boot_id.is_some();
+    Ok(match mount {
+        Some(mount) if is_ours(overlay, mount) => State::Mounted,
+        Some(_) => State::Covered,
+        None if !recorded => State::Kept,
+        // A writable copy has no mount: it is in use from `mount` to `umount`, or to the end of the boot.
+        None if overlay.backend == Backend::Copy && !overlay.read_only && in_this_boot(overlay)? => State::Mounted,
+        None => State::Stale,
+    })
+}
+
+fn is_ours(overlay: &Overlay, mount: mountpoint::Mount) -> bool {
+    match (overlay.mount_id, &overlay.boot_id) {
+        (Some(recorded), _) => mount.id == Some(recorded),
+        // Between the mount and the writing of its id a process may be killed; and old kernels have no ids.
+        (None, Some(_)) if overlay.backend == Backend::Kernel => mountpoint::is_overlayfs(&overlay.merged),
+        (None, Some(_)) => overlay.read_only,
+        (None, None) => false,
+    }
+}
+
+/// Whether the record was written in the boot that still runs.
+pub fn in_this_boot(overlay: &Overlay) -> Result<bool> {
+    match &overlay.boot_id {
+        Some(recorded) => Ok(*recorded == state::boot_id()?),
+        None => Ok(false),
+    }
+}
+
+/// The overlay as documents show it: the mount's id only while the mount is there.
+pub fn as_seen(mut overlay: Overlay, state: State) -> Overlay {
+    if state != State::Mounted {
+        overlay.mount_id = None;
+        overlay.boot_id = None;
+    }
+    overlay
+}
+
+/// The directory of an overlay that is being built. Dropped before [`Building::finish`], all of it is undone.
+#[derive(Debug)]
+pub struct Building {
+    dir: PathBuf,
+    /// Held until the overlay is finished.
+    lock: Option<Lock>,
+}
+
+impl Building {
+    /// Makes `overlay/.new-<random>` with an empty upper, work and merged, and locks it.
+    pub fn begin(root: &DataRoot) -> Result<Self> {
+        let overlays = root.overlays();
+        loop {
+            let dir = overlays.join(format!("{NEW}{}", state::new_id()?));
+            match make_dir(&dir) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    state::make_private_dir(&overlays).with_context(|| overlays.display().to_string())?;
+                    continue;
+                }
+                made => made.with_context(|| format!("mkdir {}", dir.display()))?,
+            }
+            // Between the mkdir and the lock a reaper may have taken it for a leftover; then another try is made.
+            let Some(lock) = lock(&dir)? else { continue };
+            let building = Building { dir, lock: Some(lock) };
+            for name in ["upper", "work", "merged"] {
+                let inner = building.dir.join(name);
+                make_dir(&inner).with_context(|| format!("mkdir {}", inner.display()))?;
+            }
+            return Ok(building);
+        }
+    }
+
+    /// The directory while it is being built.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Gives the overlay its name, and with it its existence; returns its lock. Errors with busy (4) where the name is
+    /// taken.
+    pub fn finish(mut self, dir: &Path) -> Result<Option<Lock>> {
+        // A rename onto a directory that is not empty fails, and one that has a record is not empty.
+        match fs::rename(&self.dir, dir) {
+            Ok(()) => Ok(self.lock.take()),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR)) => {
+                let id = dir.file_name().unwrap_or_default().to_string_lossy();
+                Err(exit::busy(format!(
+                    "{id}: there is an overlay of that name; 'sheep-overlay inspect {id}' shows it"
+                )))
+            }
+            Err(e) => Err(e).with_context(|| format!("rename {} to {}", self.dir.display(), dir.display())),
+        }
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        if self.lock.is_some()
+            && let Err(error) = clear(&self.dir)
+        {
+            exit::print_line(PROGRAM, &error.context("undo"));
+        }
+    }
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(dir)
+}
+
+/// Deletes an overlay whose lock the caller holds and which is not mounted: everything in `overlay/<id>` is lost.
+pub fn discard(root: &DataRoot, dir: &Path) -> Result<()> {
+    let gone = root.overlays().join(format!("{GONE}{}", state::new_id()?));
+    fs::rename(dir, &gone).with_context(|| format!("rename {} to {}", dir.display(), gone.display()))?;
+    remove::overlay(&gone)
+}
+
+/// Unmounts and deletes what processes left that were killed in the middle of `mount` or `umount`. What a living process
+/// is working on is locked, and passed over; what cannot be deleted is reported on stderr and left to the next command.
+pub fn reap(root: &DataRoot) -> Result<()> {
+    for name in names(root)? {
+        if name.as_bytes().starts_with(NEW.as_bytes()) || name.as_bytes().starts_with(GONE.as_bytes()) {
+            let dir = root.overlays().join(&name);
+            if let Err(error) = reap_one(root, &dir) {
+                exit::print_line(PROGRAM, &error.context("leftover of a killed command"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn reap_one(root: &DataRoot, dir: &Path) -> Result<()> {
+    let file = dir.join("lock");
+    let lock = match Lock::try_exclusive(&file) {
+        Ok(Some(lock)) if lock.is_at(&file) => lock,
+        Ok(_) => return Ok(()),
+        Err(e) if missing(&e) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    // One that has just been made and is not locked yet is renamed as well: its maker sees that, and begins again.
+    let gone = root.overlays().join(format!("{GONE}{}", state::new_id()?));
+    fs::rename(dir, &gone).with_context(|| dir.display().to_string())?;
+    let cleared = clear(&gone);
+    drop(lock);
+    cleared
+}
+
+/// Unmounts and deletes the directory of an overlay that never became one.
+fn clear(dir: &Path) -> Result<()> {
+    let merged = dir.join("merged");
+    if mountpoint::at(&merged)?.is_some() {
+        mountpoint::unmount(&merged).map_err(|reason| match reason {
+            NotUnmounted::Busy => anyhow!("{} is still in use", merged.display()),
+            NotUnmounted::Failed(error) => error,
+        })?;
+    }
+    remove::overlay(dir)
+}
+
+/// The names in `overlay/`, in no order.
+fn names(root: &DataRoot) -> Result<Vec<OsString>> {
+    let overlays = root.overlays();
+    let entries = match fs::read_dir(&overlays) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e).with_context(|| overlays.display().to_string()),
+    };
+    entries.map(|entry| Ok(entry.with_context(|| overlays.display().to_string())?.file_name())).collect()
+}
+
+/// The ids of all overlays, sorted.
+pub fn ids(root: &DataRoot) -> Result<Vec<String>> {
+    let is_id = |name: &OsString| name.to_str().filter(|name| state::check_name(name).is_ok()).map(str::to_owned);
+    let mut ids: Vec<String> = names(root)?.iter().filter_map(is_id).collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Whether something stands in `overlay/` under this name.
+pub fn exists(root: &DataRoot, id: &OsStr) -> bool {
+    fs::symlink_metadata(root.overlays().join(id)).is_ok()
+}
