@@ -1,44 +1,82 @@
-//! The on-disk layer format, as OverlayFS reads and writes it (Documentation/filesystems/overlayfs.rst in the kernel's
-//! sources). This module alone knows it; everything else asks here.
+//! The on-disk layer format: what OverlayFS writes into an upper directory and reads from lower ones
+//! (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"). This module alone knows it.
 //!
-//! - A *whiteout* hides an entry of the layers below: a character device 0/0, or ("xattr whiteout") an empty regular
-//!   file with the xattr `overlay.whiteout` in a directory whose `overlay.opaque` is `x`.
-//! - An *opaque* directory hides the whole directory below: `overlay.opaque` is `y`.
-//! - The kernel reads these xattrs as `trusted.overlay.*`, or as `user.overlay.*` when mounted with `userxattr`. We write
-//!   opaque marks as both where we may, so that a layer means the same to root and in a user namespace; a mark that only
-//!   one of them sees would make deleted files reappear.
+//! - A *whiteout* hides the name below it: a character device 0/0, or, in a directory marked `overlay.opaque` = `x`, an
+//!   empty regular file with the xattr `overlay.whiteout`.
+//! - An *opaque* directory (`overlay.opaque` = `y`) hides the whole directory below it instead of merging with it. It
+//!   needs no whiteouts, and one inside it confuses the kernel.
+//! - `overlay.redirect` names the lower path a renamed directory still merges with; `overlay.metacopy` marks a file of
+//!   which only the attributes were copied up. Sheep mounts with both off and refuses layers that depend on them.
+//! - `overlay.origin`, `impure`, `nlink`, `upper`, `uuid`, `protattr` are the kernel's own notes, of no meaning in a copy.
+//!
+//! Each of these xattrs exists as `trusted.overlay.*` (an ordinary mount, by root) and `user.overlay.*` (a mount with
+//! `userxattr`, as a user namespace needs). A mount reads one of the two and takes the other for plain data, so a layer
+//! made by root carries its marks in both: a mark that only one of them sees would make deleted files reappear.
 
-use std::ffi::CStr;
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, XattrFlags, fgetxattr, fsetxattr, mknodat, openat, statat};
+use rustix::fs::{FileType, Mode, Stat, XattrFlags, fgetxattr, fsetxattr, lgetxattr, mknodat};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
-/// The name spaces in which OverlayFS keeps its marks: for privileged mounts, and for those with `userxattr`.
+/// The prefixes of every OverlayFS xattr.
 pub const XATTR_PREFIXES: [&str; 2] = ["trusted.overlay.", "user.overlay."];
+/// On a directory: `y` hides the directory below, `x` announces xattr whiteouts in this one.
+pub const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
+/// On an empty regular file in a directory marked `x`: it is a whiteout.
+pub const WHITEOUT: [&str; 2] = ["trusted.overlay.whiteout", "user.overlay.whiteout"];
+/// On a directory: the lower path it merges with, where that is not its own.
+pub const REDIRECT: [&str; 2] = ["trusted.overlay.redirect", "user.overlay.redirect"];
+/// On a regular file: its content is in a lower layer.
+pub const METACOPY: [&str; 2] = ["trusted.overlay.metacopy", "user.overlay.metacopy"];
 
-/// The opaque mark in both name spaces, the privileged one first.
-const OPAQUE: [&CStr; 2] = [c"trusted.overlay.opaque", c"user.overlay.opaque"];
+/// Which of the two sets of xattrs a mount reads; the other one is plain data to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marks {
+    /// `trusted.overlay.*`: mounts by root of the initial user namespace.
+    Trusted = 0,
+    /// `user.overlay.*`: mounts with `userxattr`.
+    User = 1,
+}
 
-/// The whiteout mark of an empty regular file, in both name spaces.
-const WHITEOUT: [&CStr; 2] = [c"trusted.overlay.whiteout", c"user.overlay.whiteout"];
+impl Marks {
+    /// The marks that an overlay mounted by this process would go by.
+    pub fn of_this_process() -> Self {
+        // Only the initial user namespace maps every id to itself; in others root has no trusted xattrs.
+        let every_id = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
+        let initial = fs::read_to_string("/proc/self/uid_map").is_ok_and(every_id);
+        if rustix::process::geteuid().is_root() && initial { Marks::Trusted } else { Marks::User }
+    }
+}
 
 /// What a directory's `overlay.opaque` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opaque {
-    /// Nothing: the directory is merged with those below.
+    /// Nothing: it merges with the directory below.
     No,
-    /// `y`: the directories below are hidden.
+    /// `y`: it hides the directory below.
     Yes,
-    /// `x`: merged, but files in it may be xattr whiteouts.
+    /// `x`: it merges, and may contain xattr whiteouts.
     HasXattrWhiteouts,
 }
 
-/// Whether this xattr is OverlayFS's own bookkeeping and no part of a file as a user sees it.
-pub fn is_overlay_xattr(name: &[u8]) -> bool {
-    XATTR_PREFIXES.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+/// Reads the mark of an open directory (not `O_PATH`). A directory on a file system without xattrs has none.
+pub fn opaque<D: AsFd>(dir: D, marks: Marks) -> io::Result<Opaque> {
+    let mut value = [0u8; 2];
+    match fgetxattr(dir, OPAQUE[marks as usize], &mut value) {
+        Ok(1) if value[0] == b'y' => Ok(Opaque::Yes),
+        Ok(1) if value[0] == b'x' => Ok(Opaque::HasXattrWhiteouts),
+        // The kernel takes any other value for no mark.
+        Ok(_) | Err(Errno::RANGE | Errno::NODATA | Errno::NOTSUP) => Ok(Opaque::No),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Whether an open directory hides the one below it.
+pub fn is_opaque<D: AsFd>(dir: D, marks: Marks) -> io::Result<bool> {
+    Ok(opaque(dir, marks)? == Opaque::Yes)
 }
 
 /// Whether what `stat` describes is a whiteout in its first form, the character device 0/0.
@@ -47,8 +85,8 @@ pub fn is_device_whiteout(stat: &Stat) -> bool {
 }
 
 /// Whether `name` in the directory `dir` is a whiteout of either form. `stat` is the entry's own (not followed);
-/// `dir_mark` is what [`opaque`] says of `dir`. Errors are those of the system calls.
-pub fn is_whiteout<D: AsFd, N: Arg + Copy>(dir: D, name: N, stat: &Stat, dir_mark: Opaque) -> io::Result<bool> {
+/// `dir_mark` is what [`opaque`] says of `dir`: only a directory marked `x` has whiteouts by xattr.
+pub fn is_whiteout<D: AsFd>(dir: D, name: &[u8], stat: &Stat, dir_mark: Opaque, marks: Marks) -> io::Result<bool> {
     if is_device_whiteout(stat) {
         return Ok(true);
     }
@@ -56,85 +94,89 @@ pub fn is_whiteout<D: AsFd, N: Arg + Copy>(dir: D, name: N, stat: &Stat, dir_mar
     if dir_mark != Opaque::HasXattrWhiteouts || !may_be_marked {
         return Ok(false);
     }
-    let file =
-        openat(dir, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
-    let mut value = [0u8; 1];
-    Ok(WHITEOUT.iter().any(|mark| matches!(fgetxattr(&file, *mark, &mut value), Ok(_) | Err(Errno::RANGE))))
-}
-
-/// What the opaque mark of an open directory says, in whichever name space it stands. A directory on a file system
-/// without xattrs has none.
-pub fn opaque<D: AsFd>(dir: D) -> io::Result<Opaque> {
-    for mark in OPAQUE {
-        let mut value = [0u8; 1];
-        match fgetxattr(&dir, mark, &mut value) {
-            Ok(1) if value == *b"y" => return Ok(Opaque::Yes),
-            Ok(1) if value == *b"x" => return Ok(Opaque::HasXattrWhiteouts),
-            Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::RANGE) => {}
-            Err(error) => return Err(error.into()),
-        }
+    // By way of /proc, so that the file need neither be opened nor be readable.
+    let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
+    path.extend_from_slice(name);
+    match lgetxattr(&path[..], WHITEOUT[marks as usize], &mut [0u8; 1]) {
+        Ok(_) | Err(Errno::RANGE) => Ok(true),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
+        Err(e) => Err(e.into()),
     }
-    Ok(Opaque::No)
 }
 
-/// Whether an open directory hides those below it.
-pub fn is_opaque<D: AsFd>(dir: D) -> io::Result<bool> {
-    Ok(opaque(dir)? == Opaque::Yes)
-}
-
-/// Makes the whiteout `name` in the directory `dir`. A character device 0/0 is no device that could be opened, so plain
-/// users may make it too (since Linux 4.18). Errors: `EEXIST` where the name is taken, and those of mknod(2).
+/// Makes the whiteout `name` in `dir`: a character device 0/0, which any user may make (since Linux 5.8). Errors with
+/// `EEXIST` where the name is taken. Not for an opaque directory, which needs none.
 pub fn make_whiteout<D: AsFd, N: Arg>(dir: D, name: N) -> io::Result<()> {
     Ok(mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)?)
 }
 
-/// Marks an open directory as opaque, in both name spaces where we may and where the file system has them. At least one
-/// mark must stick: an opaque directory that is not marked would show what was deleted.
+/// Marks an open directory (not `O_PATH`) opaque, in both namespaces where we may and where the file system has them.
+/// At least one mark must stick: an opaque directory that is not marked would show what was deleted.
 pub fn set_opaque<D: AsFd>(dir: D) -> io::Result<()> {
+    let mut refusal = None;
     let mut done = false;
-    let mut refusal = Errno::OPNOTSUPP;
     for mark in OPAQUE {
         match fsetxattr(&dir, mark, b"y", XattrFlags::empty()) {
             Ok(()) => done = true,
-            Err(error @ (Errno::PERM | Errno::OPNOTSUPP)) => refusal = error,
+            Err(error @ (Errno::PERM | Errno::NOTSUP)) => refusal = Some(error),
             Err(error) => return Err(error.into()),
         }
     }
-    if done { Ok(()) } else { Err(refusal.into()) }
+    match refusal {
+        Some(error) if !done => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
-/// The status of `name` in `dir`, a symbolic link not followed.
-pub fn stat_entry<D: AsFd, N: Arg>(dir: D, name: N) -> io::Result<Stat> {
-    Ok(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?)
+/// Whether an xattr is OverlayFS's own and no part of what the merged view shows.
+pub fn is_overlay_xattr(name: &[u8]) -> bool {
+    XATTR_PREFIXES.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, File};
+    use rustix::fs::{AtFlags, statat};
 
     use super::*;
-    use crate::state::new_id;
-
-    #[test]
-    fn marks_are_read_as_they_are_written() {
-        let dir = std::env::temp_dir().join(format!("sheep-layer-{}", new_id().unwrap()));
-        fs::create_dir_all(dir.join("d")).unwrap();
-        let open = File::open(dir.join("d")).unwrap();
-        assert_eq!(opaque(&open).unwrap(), Opaque::No);
-        make_whiteout(&open, "gone").unwrap();
-        fs::write(dir.join("d/empty"), "").unwrap();
-        for (name, want) in [("gone", true), ("empty", false)] {
-            let stat = stat_entry(&open, name).unwrap();
-            assert_eq!(is_whiteout(&open, name, &stat, Opaque::No).unwrap(), want, "{name}");
-        }
-        set_opaque(&open).unwrap();
-        assert!(is_opaque(&open).unwrap());
-        fs::remove_dir_all(dir).unwrap();
-    }
 
     #[test]
     fn bookkeeping_is_told_from_data() {
-        assert!(is_overlay_xattr(b"trusted.overlay.opaque") && is_overlay_xattr(b"user.overlay.redirect"));
-        assert!(!is_overlay_xattr(b"user.overlayish") && !is_overlay_xattr(b"security.capability"));
+        for name in ["trusted.overlay.opaque", "user.overlay.origin", "user.overlay.overlay.opaque"] {
+            assert!(is_overlay_xattr(name.as_bytes()), "{name}");
+        }
+        for name in ["user.overlay", "trusted.overlayfs", "user.fuseoverlayfs.opaque", "security.capability", ""] {
+            assert!(!is_overlay_xattr(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn marks_are_read_as_they_are_written() {
+        let path = std::env::temp_dir().join(format!("sheep-layer-{}", crate::state::new_id().unwrap()));
+        fs::create_dir(&path).unwrap();
+        let dir = fs::File::open(&path).unwrap();
+        let marks = Marks::of_this_process();
+        assert_eq!(opaque(&dir, marks).unwrap(), Opaque::No);
+        set_opaque(&dir).unwrap();
+        assert!(is_opaque(&dir, marks).unwrap());
+        assert!(is_opaque(&dir, Marks::User).unwrap(), "trusted.overlay where we may, user.overlay always");
+
+        make_whiteout(&dir, "gone").unwrap();
+        assert_eq!(make_whiteout(&dir, "gone").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        for name in ["empty", "marked"] {
+            fs::write(path.join(name), "").unwrap();
+        }
+        let marked = fs::File::open(path.join("marked")).unwrap();
+        fsetxattr(&marked, WHITEOUT[marks as usize], b"y", XattrFlags::empty()).unwrap();
+        let table = [
+            ("gone", Opaque::No, true),
+            ("marked", Opaque::No, false),
+            ("marked", Opaque::HasXattrWhiteouts, true),
+            ("empty", Opaque::HasXattrWhiteouts, false),
+        ];
+        for (name, mark, want) in table {
+            let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            assert_eq!(is_whiteout(&dir, name.as_bytes(), &stat, mark, marks).unwrap(), want, "{name} {mark:?}");
+        }
+        fs::remove_dir_all(path).unwrap();
     }
 }
