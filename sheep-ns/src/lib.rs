@@ -3,7 +3,10 @@
 //! The library exists for the `sheep-ns` binary, its tests, and the types others read ([`cli`]). Every verb is a file
 //! of its name under `cmd/`; what happens between clone and exec is in `init/` and `rootfs/`.
 
+pub mod caps;
+pub mod cgroup;
 pub mod cli;
+pub mod doc;
 pub mod exit;
 pub mod oci;
 pub mod spec;

@@ -81,7 +81,7 @@ pub struct Process {
     pub env: Vec<Name>,
     /// Working directory, absolute.
     pub cwd: Name,
-    /// What root's powers are cut down to. Absent: all are kept.
+    /// What root's powers are cut down to. Absent: nothing is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Capabilities>,
     /// Resource limits of the process.
