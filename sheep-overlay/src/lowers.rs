@@ -1,13 +1,12 @@
 //! The lower directories: opened once, checked, and from then on the same whatever happens to their names.
 
-use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::fs::{CWD, Mode, OFlags, fstat, openat, readlink};
+use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat, readlink};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -22,6 +21,14 @@ pub struct Lower {
     pub fd: OwnedFd,
     /// Its absolute path, without symbolic links.
     pub path: PathBuf,
+    /// Its mode, owner and times, when it was opened.
+    pub stat: Stat,
+}
+
+impl Lower {
+    fn identity(&self) -> (u64, u64) {
+        (self.stat.st_dev, self.stat.st_ino)
+    }
 }
 
 /// Opens the lowers, bottom first, and refuses what cannot be stacked: one that is missing (3), is no directory, stands
@@ -32,36 +39,41 @@ pub fn open(root: &DataRoot, own: Option<&Path>, paths: &[PathBuf]) -> Result<Ve
     }
     allow_descriptors(paths.len());
     let mut lowers = Vec::with_capacity(paths.len());
-    let mut seen = HashMap::with_capacity(paths.len());
     for path in paths {
-        let (lower, identity) = open_one(path)?;
-        if let Some(earlier) = seen.insert(identity, lowers.len()) {
-            let earlier: &Lower = &lowers[earlier];
-            let (first, second) = (earlier.path.display(), path.display());
-            return Err(exit::usage(format!(
-                "lower {second}: the same directory as lower {first}; each may stand once"
-            )));
-        }
+        let lower = open_one(path)?;
         if let Ok(inside) = lower.path.strip_prefix(root.overlays()) {
             of_an_overlay(root, own, path, inside)?;
         }
         lowers.push(lower);
     }
+    let mut sorted: Vec<&Lower> = lowers.iter().collect();
+    sorted.sort_by_key(|lower| lower.identity());
+    if let Some(same) = sorted.windows(2).find(|pair| pair[0].identity() == pair[1].identity()) {
+        return Err(exit::usage(format!("lower {} is named twice; each may stand once", same[0].path.display())));
+    }
     Ok(lowers)
 }
 
-fn open_one(path: &Path) -> Result<(Lower, (u64, u64))> {
+/// Two lowers of which one lies inside the other, which OverlayFS cannot stack.
+pub fn nested(lowers: &[Lower]) -> Option<(&Path, &Path)> {
+    let mut sorted: Vec<&Path> = lowers.iter().map(|lower| lower.path.as_path()).collect();
+    // By components, so that what is inside a directory comes right after it.
+    sorted.sort_unstable();
+    sorted.windows(2).find(|pair| pair[1].starts_with(pair[0])).map(|pair| (pair[1], pair[0]))
+}
+
+fn open_one(path: &Path) -> Result<Lower> {
     let fd = open_path(path).map_err(|e| match e {
         Errno::NOENT => exit::not_found(format!("lower {}: no such directory", path.display())),
         Errno::NOTDIR => exit::usage(format!("lower {}: not a directory", path.display())),
         e => anyhow::Error::from(e).context(format!("lower {}", path.display())),
     })?;
-    let found = fstat(&fd).with_context(|| format!("lower {}", path.display()))?;
-    if found.st_nlink == 0 {
+    let stat = fstat(&fd).with_context(|| format!("lower {}", path.display()))?;
+    if stat.st_nlink == 0 {
         return Err(exit::not_found(format!("lower {}: the directory has been deleted", path.display())));
     }
-    let full = path_of(&fd).or_else(|_| std::fs::canonicalize(path)).with_context(|| path.display().to_string())?;
-    Ok((Lower { fd, path: full }, (found.st_dev, found.st_ino)))
+    let path = path_of(&fd).or_else(|_| std::fs::canonicalize(path)).with_context(|| path.display().to_string())?;
+    Ok(Lower { fd, path, stat })
 }
 
 /// A lower in the data directory's `overlay/`: the merged view of a mounted overlay is fine, and so is the upper of one

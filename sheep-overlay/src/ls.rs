@@ -16,7 +16,7 @@ pub fn run(root: &DataRoot, args: &cli::Ls) -> Result<()> {
     let mut unreadable = 0;
     for id in record::ids(root)? {
         match read(root, &id) {
-            // Another process removed it meanwhile.
+            // Another process is making or removing it.
             Ok(None) => {}
             Ok(Some((overlay, state))) if args.json => {
                 let mut document = Document::default();
@@ -44,7 +44,7 @@ pub fn run(root: &DataRoot, args: &cli::Ls) -> Result<()> {
 fn read(root: &DataRoot, id: &str) -> Result<Option<(Overlay, State)>> {
     let dir = record::dir(root, id);
     let Some(overlay) = record::read(&dir)? else {
-        return match record::exists(root, id.as_ref()) {
+        return match record::exists(root, id.as_ref()) && !record::is_unfinished(root, id) {
             false => Ok(None),
             true => Err(anyhow!(
                 "{}: no overlay.json, perhaps lost with the power; its upper may hold changes, 'sheep-overlay umount {id}' deletes it",

@@ -1,7 +1,6 @@
 //! `mount`: a stack of directories shown as one writable tree.
 //!
-//! A new overlay is built aside and renamed into place when it is mounted and recorded (see [`record`]); one that was
-//! kept is mounted again in its place. Whatever fails on the way, or Ctrl-C, undoes the steps before it.
+//! A new overlay counts once it is mounted and recorded (see [`record`]); one that was kept is mounted again in its place. Whatever fails on the way, or Ctrl-C, undoes the steps before it.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -190,12 +189,12 @@ fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Ove
     let _layers = root.lock_layers_for_use()?;
     let lowers = lowers::open(root, Some(&dir), &request.lowers)?;
     sys::catch_interrupts()?;
-    let building = Building::begin(root)?;
+    let building = Building::begin(root, &id)?;
     if let Some(top) = lowers.last() {
-        take_attributes(&top.path, &building.dir().join("upper"))?;
+        take_attributes(top, &building.dir().join("upper"))?;
     }
     let mut overlay = Overlay {
-        id,
+        id: id.clone(),
         merged: dir.join("merged").into(),
         lower: lowers.iter().map(|lower| lower.path.clone().into()).collect(),
         upper: dir.join("upper").into(),
@@ -210,7 +209,7 @@ fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Ove
     };
     fill(&mut overlay, building.dir(), &lowers, request.backend)?;
     record::write_first(building.dir(), &overlay)?;
-    building.finish(&dir)?;
+    building.finish()?;
     Ok((overlay, Undo::Remove))
 }
 
@@ -222,7 +221,9 @@ fn fill(overlay: &mut Overlay, dir: &Path, lowers: &[Lower], choice: Option<Back
     } else {
         match mount_kernel(overlay, dir, lowers) {
             Ok(()) => return Ok(()),
-            Err(refused) if choice == BackendChoice::Kernel || !refused.a_copy_may_do() => return Err(fault(refused)),
+            Err(refused) if choice == BackendChoice::Kernel || !refused.a_copy_may_do() => {
+                return Err(fault(refused, lowers));
+            }
             Err(refused) => format!("OverlayFS cannot be had: {refused}"),
         }
     };
@@ -246,11 +247,13 @@ fn fill(overlay: &mut Overlay, dir: &Path, lowers: &[Lower], choice: Option<Back
 }
 
 /// An error of the kernel backend, with its exit code.
-pub fn fault(refused: kernel::Refused) -> anyhow::Error {
-    if refused.is_usage() {
-        return exit::usage(format!("{refused}: a lower may not lie inside another"));
+pub fn fault(refused: kernel::Refused, lowers: &[Lower]) -> anyhow::Error {
+    match lowers::nested(lowers) {
+        Some((inner, outer)) if refused.is_loop() => {
+            exit::usage(format!("lower {} lies inside lower {}", inner.display(), outer.display()))
+        }
+        _ => refused.into(),
     }
-    refused.into()
 }
 
 /// Mounts by OverlayFS what `overlay` says, in `dir`, and notes the mount.
@@ -263,6 +266,7 @@ pub fn mount_kernel(overlay: &mut Overlay, dir: &Path, lowers: &[Lower]) -> Resu
         merged: &merged,
         read_only: overlay.read_only,
         volatile: overlay.volatile,
+        user_namespace: kernel::in_user_namespace(),
     };
     let mount = kernel::mount(&stack)?;
     overlay.mount_id = mount.and_then(|mount| mount.id);
@@ -291,9 +295,9 @@ fn copy_line(choice: BackendChoice, reason: &str, summary: &Summary) -> Option<S
 
 /// Gives the upper the mode, owner, times and extended attributes of the topmost lower: the root of the merged view is
 /// the upper itself.
-fn take_attributes(lower: &Path, upper: &Path) -> Result<()> {
+fn take_attributes(lower: &Lower, upper: &Path) -> Result<()> {
+    let from = &lower.stat;
     let apply = || -> Result<(), Errno> {
-        let from = rustix::fs::stat(lower)?;
         let (uid, gid) = (Uid::from_raw(from.st_uid), Gid::from_raw(from.st_gid));
         match chownat(CWD, upper, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW) {
             // Not root: the copy backend will be taken, and sees to it itself.
@@ -301,14 +305,14 @@ fn take_attributes(lower: &Path, upper: &Path) -> Result<()> {
             done => done?,
         }
         chmodat(CWD, upper, Mode::from_raw_mode(from.st_mode), AtFlags::empty())?;
-        copy_xattrs(lower, upper)?;
+        copy_xattrs(&lower.path, upper)?;
         let times = Timestamps {
-            last_access: Timespec { tv_sec: from.st_atime as i64, tv_nsec: from.st_atime_nsec as i64 },
-            last_modification: Timespec { tv_sec: from.st_mtime as i64, tv_nsec: from.st_mtime_nsec as i64 },
+            last_access: Timespec { tv_sec: from.st_atime, tv_nsec: from.st_atime_nsec as i64 },
+            last_modification: Timespec { tv_sec: from.st_mtime, tv_nsec: from.st_mtime_nsec as i64 },
         };
         utimensat(CWD, upper, &times, AtFlags::SYMLINK_NOFOLLOW)
     };
-    apply().with_context(|| format!("take over the attributes of {}", lower.display()))
+    apply().with_context(|| format!("take over the attributes of {}", lower.path.display()))
 }
 
 fn copy_xattrs(lower: &Path, upper: &Path) -> Result<(), Errno> {

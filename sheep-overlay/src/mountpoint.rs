@@ -1,11 +1,12 @@
 //! What is mounted on a directory, asked of the kernel by `statx` (a microsecond) and not by parsing mountinfo.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, open_tree};
 
 /// `f_type` of OverlayFS in `statfs`.
 const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
@@ -73,6 +74,19 @@ pub fn bind_read_only(dir: &Path) -> Result<()> {
         let _ = unmount(dir);
     }
     done
+}
+
+/// A mount of the same file system that nobody can reach: while it is held, an umount does not end the file system.
+#[derive(Debug)]
+pub struct Hold(#[expect(dead_code, reason = "held, not used")] OwnedFd);
+
+/// Holds the file system that is mounted on `dir`; `None` where that is not possible, which harms nobody.
+///
+/// OverlayFS syncs the file system of the upper when it ends. Where the upper is to be deleted, it is deleted first and
+/// the hold let go then: the kernel has no thrown-away data to write any more.
+pub fn hold(dir: &Path) -> Option<Hold> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, dir, flags).ok().map(Hold)
 }
 
 /// Why something is still mounted.

@@ -1,10 +1,10 @@
 //! `overlay/<id>/`: the record of an overlay, its lock, its state, and how it comes and goes.
 //!
-//! An overlay is built in `overlay/.new-<random>` and renamed to `overlay/<id>` when all of it is there: mounted, and
-//! with its record. It goes by a rename to `overlay/.gone-<random>` once it is unmounted, and is deleted there. So
-//! `overlay/<id>` is always whole, whenever a process is killed, and what a killed process left is known by its name:
-//! [`reap`], which `mount`, `umount` and `ls` begin with, unmounts and deletes it, unless a living process holds its
-//! lock.
+//! An overlay comes with its lock file: that stands at `overlay/.new-<id>` while `overlay/<id>` is being made, and moves
+//! into it as `lock` when all is there: mounted, and with its record. It goes by a rename to `overlay/.gone-<random>` once
+//! it is unmounted, and is deleted there. So an overlay is whole or known by a name in `overlay/` not to be, whenever a
+//! process is killed. What a killed process left, [`reap`], with which `mount`, `umount` and `ls` begin, unmounts and
+//! deletes, unless a living process holds its lock.
 //!
 //! The record says what was done; whether it still holds (somebody unmounted by hand, the machine was restarted) is
 //! asked of the kernel every time: see [`state`].
@@ -12,7 +12,6 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -23,7 +22,7 @@ use crate::mountpoint::{self, NotUnmounted};
 use crate::state::{self, DataRoot, Durability, Lock};
 use crate::{PROGRAM, exit, remove, sys};
 
-/// How the directory of an overlay that is being built begins.
+/// How the name of the lock file of an overlay begins while it is being made; its id follows.
 const NEW: &str = ".new-";
 /// How the directory of an overlay that is being deleted begins.
 const GONE: &str = ".gone-";
@@ -74,8 +73,8 @@ pub fn place(overlay: &mut Overlay, dir: &Path) {
     overlay.work = DocPath(dir.join("work"));
 }
 
-/// Writes the first record into a directory that is still being built: no rename is needed, since the directory's own
-/// rename makes it count.
+/// Writes the first record of an overlay that is being made. No temporary file is needed: until the overlay is finished
+/// nobody reads it.
 ///
 /// It is not synced, for that would cost more than all the rest (milliseconds against half of one). But its write-out is
 /// begun, so that on ext4 and XFS the next commit of the journal, at the latest the one that makes the user's first
@@ -102,10 +101,20 @@ pub fn write(dir: &Path, overlay: &Overlay) -> Result<()> {
 }
 
 /// Waits for the lock of an overlay; every change of it is made under this lock. `None` where there is no such overlay,
-/// or no longer when its turn came.
-pub fn lock(dir: &Path) -> Result<Option<Lock>> {
+/// or no longer when its turn came. Errors with busy (4) where it is being made.
+pub fn lock(root: &DataRoot, id: &str) -> Result<Option<Lock>> {
+    let dir = dir(root, id);
     let file = dir.join("lock");
     loop {
+        match file.try_exists() {
+            Ok(true) => {}
+            _ if fs::symlink_metadata(&dir).is_err() => return Ok(None),
+            _ if marker(root, id).try_exists().is_ok_and(|exists| exists) => {
+                return Err(exit::busy(format!("{id} is being made or undone by another process")));
+            }
+            // It was finished this moment; or somebody removed the lock file, which is then made anew.
+            _ => {}
+        }
         match Lock::exclusive(&file) {
             Ok(lock) if lock.is_at(&file) => return Ok(Some(lock)),
             // The directory was renamed away while this waited; by now there may be another of that name.
@@ -114,6 +123,16 @@ pub fn lock(dir: &Path) -> Result<Option<Lock>> {
             Err(e) => return Err(e),
         }
     }
+}
+
+/// Where the lock file of an overlay stands while it is being made.
+fn marker(root: &DataRoot, id: &str) -> PathBuf {
+    root.overlays().join(format!("{NEW}{id}"))
+}
+
+/// Whether an overlay is being made, or was when a process was killed.
+pub fn is_unfinished(root: &DataRoot, id: &str) -> bool {
+    fs::symlink_metadata(marker(root, id)).is_ok()
 }
 
 fn missing(error: &anyhow::Error) -> bool {
@@ -162,64 +181,77 @@ pub fn as_seen(mut overlay: Overlay, state: State) -> Overlay {
     overlay
 }
 
-/// The directory of an overlay that is being built. Dropped before [`Building::finish`], all of it is undone.
+/// An overlay that is being made. Dropped before [`Building::finish`], all of it is undone.
 #[derive(Debug)]
 pub struct Building {
     dir: PathBuf,
+    marker: PathBuf,
     /// Held until the overlay is finished.
     lock: Option<Lock>,
+    /// Whether `dir` is this one's to delete.
+    made_dir: bool,
 }
 
 impl Building {
-    /// Makes `overlay/.new-<random>` with an empty upper, work and merged, and locks it.
-    pub fn begin(root: &DataRoot) -> Result<Self> {
-        let overlays = root.overlays();
-        loop {
-            let dir = overlays.join(format!("{NEW}{}", state::new_id()?));
-            match make_dir(&dir) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+    /// Claims the id, locks it, and makes `overlay/<id>` with an empty upper, work and merged. Errors with busy (4) where
+    /// the name is taken.
+    pub fn begin(root: &DataRoot, id: &str) -> Result<Self> {
+        let (dir, marker) = (dir(root, id), marker(root, id));
+        let lock = loop {
+            let lock = match Lock::try_exclusive(&marker) {
+                Ok(Some(lock)) => lock,
+                Ok(None) => return Err(exit::busy(format!("{id} is being made by another process"))),
+                Err(e) if missing(&e) => {
+                    let overlays = root.overlays();
                     state::make_private_dir(&overlays).with_context(|| overlays.display().to_string())?;
                     continue;
                 }
-                made => made.with_context(|| format!("mkdir {}", dir.display()))?,
+                Err(e) => return Err(e),
+            };
+            // Between its making and its locking a reaper may have taken it for a leftover; then another try is made.
+            if lock.is_at(&marker) {
+                break lock;
             }
-            // Between the mkdir and the lock a reaper may have taken it for a leftover; then another try is made.
-            let Some(lock) = lock(&dir)? else { continue };
-            let building = Building { dir, lock: Some(lock) };
-            for name in ["upper", "work", "merged"] {
-                let inner = building.dir.join(name);
-                make_dir(&inner).with_context(|| format!("mkdir {}", inner.display()))?;
-            }
-            return Ok(building);
+        };
+        let mut building = Building { dir, marker, lock: Some(lock), made_dir: false };
+        make_dir(&building.dir).map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => exit::busy(format!(
+                "{id}: there is an overlay of that name already; 'sheep-overlay inspect {id}' shows it"
+            )),
+            _ => anyhow::Error::new(e).context(format!("mkdir {}", building.dir.display())),
+        })?;
+        building.made_dir = true;
+        for name in ["upper", "work", "merged"] {
+            let inner = building.dir.join(name);
+            make_dir(&inner).with_context(|| format!("mkdir {}", inner.display()))?;
         }
+        Ok(building)
     }
 
-    /// The directory while it is being built.
+    /// The overlay's directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Gives the overlay its name, and with it its existence; returns its lock. Errors with busy (4) where the name is
-    /// taken.
-    pub fn finish(mut self, dir: &Path) -> Result<Option<Lock>> {
-        // A rename onto a directory that is not empty fails, and one that has a record is not empty.
-        match fs::rename(&self.dir, dir) {
-            Ok(()) => Ok(self.lock.take()),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR)) => {
-                let id = dir.file_name().unwrap_or_default().to_string_lossy();
-                Err(exit::busy(format!(
-                    "{id}: there is an overlay of that name; 'sheep-overlay inspect {id}' shows it"
-                )))
-            }
-            Err(e) => Err(e).with_context(|| format!("rename {} to {}", self.dir.display(), dir.display())),
-        }
+    /// From here on the overlay is there.
+    pub fn finish(mut self) -> Result<()> {
+        let lock = self.dir.join("lock");
+        fs::rename(&self.marker, &lock)
+            .with_context(|| format!("rename {} to {}", self.marker.display(), lock.display()))?;
+        self.lock = None;
+        Ok(())
     }
 }
 
 impl Drop for Building {
     fn drop(&mut self) {
-        if self.lock.is_some()
-            && let Err(error) = clear(&self.dir)
+        if self.lock.is_none() {
+            return;
+        }
+        let cleared = if self.made_dir { clear(&self.dir) } else { Ok(()) };
+        // The marker goes last: what could not be deleted is still known as a leftover.
+        if let Err(error) =
+            cleared.and_then(|()| fs::remove_file(&self.marker).context(self.marker.display().to_string()))
         {
             exit::print_line(PROGRAM, &error.context("undo"));
         }
@@ -241,30 +273,47 @@ pub fn discard(root: &DataRoot, dir: &Path) -> Result<()> {
 /// is working on is locked, and passed over; what cannot be deleted is reported on stderr and left to the next command.
 pub fn reap(root: &DataRoot) -> Result<()> {
     for name in names(root)? {
-        if name.as_bytes().starts_with(NEW.as_bytes()) || name.as_bytes().starts_with(GONE.as_bytes()) {
-            let dir = root.overlays().join(&name);
-            if let Err(error) = reap_one(root, &dir) {
-                exit::print_line(PROGRAM, &error.context("leftover of a killed command"));
-            }
+        let name_of = |prefix: &str| name.to_str().and_then(|name| name.strip_prefix(prefix));
+        let reaped = match (name_of(NEW), name_of(GONE)) {
+            (Some(id), _) => reap_new(root, id),
+            (_, Some(_)) => reap_gone(&root.overlays().join(&name)),
+            (None, None) => Ok(()),
+        };
+        if let Err(error) = reaped {
+            exit::print_line(PROGRAM, &error.context("leftover of a killed command"));
         }
     }
     Ok(())
 }
 
-fn reap_one(root: &DataRoot, dir: &Path) -> Result<()> {
-    let file = dir.join("lock");
-    let lock = match Lock::try_exclusive(&file) {
-        Ok(Some(lock)) if lock.is_at(&file) => lock,
-        Ok(_) => return Ok(()),
-        Err(e) if missing(&e) => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    // One that has just been made and is not locked yet is renamed as well: its maker sees that, and begins again.
-    let gone = root.overlays().join(format!("{GONE}{}", state::new_id()?));
-    fs::rename(dir, &gone).with_context(|| dir.display().to_string())?;
-    let cleared = clear(&gone);
-    drop(lock);
-    cleared
+fn reap_new(root: &DataRoot, id: &str) -> Result<()> {
+    let (dir, marker) = (dir(root, id), marker(root, id));
+    let Some(_lock) = lock_leftover(&marker)? else { return Ok(()) };
+    // With a lock of its own inside, the overlay is another one, whole: only the claim to its name was left.
+    if fs::symlink_metadata(dir.join("lock")).is_err() {
+        clear(&dir)?;
+    }
+    match fs::remove_file(&marker) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).with_context(|| marker.display().to_string()),
+        _ => Ok(()),
+    }
+}
+
+fn reap_gone(dir: &Path) -> Result<()> {
+    match lock_leftover(&dir.join("lock"))? {
+        Some(_lock) => clear(dir),
+        None => Ok(()),
+    }
+}
+
+/// The lock of a leftover; `None` where a living process has it, or it is gone by now.
+fn lock_leftover(file: &Path) -> Result<Option<Lock>> {
+    match Lock::try_exclusive(file) {
+        Ok(Some(lock)) if lock.is_at(file) => Ok(Some(lock)),
+        Ok(_) => Ok(None),
+        Err(e) if missing(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Unmounts and deletes the directory of an overlay that never became one.

@@ -25,7 +25,9 @@ const DEPTH: usize = 100;
 pub fn overlay(dir: &Path) -> Result<()> {
     let Some(top) = open_top(dir)? else { return Ok(()) };
     let mut tree = Tree::below(top.as_fd(), dir);
-    // The usual names first: a fresh overlay has no others, and needs no listing.
+    // The usual names first: a fresh overlay has no others, and needs no listing. The kernel's `work/work` is empty
+    // after a clean umount; where it is not, the loop says what is wrong.
+    let _ = unlinkat(&top, c"work/work", AtFlags::REMOVEDIR);
     for name in [c"merged", c"upper", c"work"] {
         tree.delete(top.as_fd(), name, 0)?;
     }
@@ -36,11 +38,13 @@ pub fn overlay(dir: &Path) -> Result<()> {
         unlink(top.as_fd(), name)
             .with_context(|| format!("delete {}", dir.join(name.to_string_lossy().as_ref()).display()))?;
     }
-    if let Err(Errno::NOTEMPTY | Errno::EXIST) = unlinkat(CWD, dir, AtFlags::REMOVEDIR) {
-        // There is more: what a killed process left, a temporary file or a directory moved up.
+    let mut done = unlinkat(CWD, dir, AtFlags::REMOVEDIR);
+    while let Err(Errno::NOTEMPTY | Errno::EXIST) = done {
+        // What a killed process left: a temporary file, or a directory moved up.
         tree.empty(top.as_fd(), 0)?;
+        done = unlinkat(CWD, dir, AtFlags::REMOVEDIR);
     }
-    gone(unlinkat(CWD, dir, AtFlags::REMOVEDIR)).with_context(|| format!("rmdir {}", dir.display()))
+    gone(done).with_context(|| format!("rmdir {}", dir.display()))
 }
 
 /// Deletes `dir/name`, whatever it is and whatever is in it. Absent is fine.
@@ -83,8 +87,13 @@ impl<'a> Tree<'a> {
                         clear_flags(parent);
                         clear_flags(dir.as_fd());
                     }
-                    self.empty(dir.as_fd(), depth)?;
-                    self.or_where(gone(unlinkat(parent, name, AtFlags::REMOVEDIR)))?;
+                    let mut done = Err(Errno::NOTEMPTY);
+                    // Some file systems pass over names when others are deleted during a listing: then once more.
+                    while let Err(Errno::NOTEMPTY | Errno::EXIST) = done {
+                        self.empty(dir.as_fd(), depth)?;
+                        done = unlinkat(parent, name, AtFlags::REMOVEDIR);
+                    }
+                    self.or_where(gone(done))?;
                 }
             }
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
@@ -96,36 +105,28 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// Deletes all that is in a directory.
+    /// Deletes what is listed in a directory.
     fn empty(&mut self, dir: BorrowedFd, depth: usize) -> Result<()> {
         if !self.root && self.or_where(fstat(dir))?.st_mode & 0o700 != 0o700 {
             self.or_where(rustix::fs::fchmod(dir, Mode::RWXU))?;
         }
         let mut buffer = [MaybeUninit::<u8>::uninit(); 8192];
-        loop {
-            let mut found_any = false;
-            self.or_where(rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0)))?;
-            let mut entries = RawDir::new(dir, &mut buffer);
-            while let Some(entry) = entries.next() {
-                let entry = self.or_where(entry)?;
-                let name = entry.file_name();
-                if name == c"." || name == c".." {
-                    continue;
-                }
-                found_any = true;
-                if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
-                    self.delete(dir, name, depth + 1)?;
-                } else if let Err(e) = unlink(dir, name) {
-                    self.at.push(name.to_string_lossy().as_ref());
-                    return self.or_where(Err(e));
-                }
+        self.or_where(rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0)))?;
+        let mut entries = RawDir::new(dir, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = self.or_where(entry)?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
             }
-            // Some file systems pass over names when others are deleted during the listing; and what was moved up may
-            // have come into this very directory.
-            if !found_any {
-                return Ok(());
+            if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
+                self.delete(dir, name, depth + 1)?;
+            } else if let Err(e) = unlink(dir, name) {
+                self.at.push(name.to_string_lossy().as_ref());
+                return self.or_where(Err(e));
             }
         }
+        Ok(())
     }
 
     /// Moves a directory up to the top under a free name, which is returned.

@@ -17,7 +17,7 @@ use crate::{exit, find, mountpoint, sys};
 /// Mounts an existing overlay again. Errors with busy (4) where it is mounted, here or anywhere.
 pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Undo)> {
     let dir = record::dir(root, id);
-    let _lock = record::lock(&dir)?.ok_or_else(|| find::no_such(id))?;
+    let _lock = record::lock(root, id)?.ok_or_else(|| find::no_such(id))?;
     let before = record::read(&dir)?.ok_or_else(|| {
         anyhow!(
             "{} has no overlay.json, so its lowers are not known; 'sheep-overlay umount {id}' deletes it",
@@ -48,7 +48,7 @@ pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Und
             prepare_upper(&before, &dir).and_then(|()| {
                 // First the record, then the mount, then its id: whatever is killed, the mount is known as ours.
                 record::write(&dir, &overlay)?;
-                mount::mount_kernel(&mut overlay, &dir, &lowers).map_err(mount::fault)
+                mount::mount_kernel(&mut overlay, &dir, &lowers).map_err(|refused| mount::fault(refused, &lowers))
             })
         }
     };

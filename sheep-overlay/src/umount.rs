@@ -34,19 +34,26 @@ fn one(root: &DataRoot, target: Target, keep: bool) -> Result<()> {
 /// Unmounts an overlay and deletes it, with its changes.
 pub fn drop_overlay(root: &DataRoot, id: &str) -> Result<()> {
     let dir = record::dir(root, id);
-    let _lock = record::lock(&dir)?.ok_or_else(|| find::no_such(id))?;
-    match record::read(&dir)? {
-        Some(overlay) => unmount(&overlay, &dir)?,
+    let _lock = record::lock(root, id)?.ok_or_else(|| find::no_such(id))?;
+    let _hold = match record::read(&dir)? {
+        Some(overlay) => {
+            let hold = (overlay.backend == Backend::Kernel).then(|| mountpoint::hold(&overlay.merged)).flatten();
+            unmount(&overlay, &dir)?;
+            hold
+        }
         // Without a record (lost with the power) there is still what the kernel knows.
-        None => unmount_path(&dir.join("merged"), None)?,
-    }
+        None => {
+            unmount_path(&dir.join("merged"), None)?;
+            None
+        }
+    };
     record::discard(root, &dir)
 }
 
 /// Unmounts an overlay and keeps its upper; returns the record of what is kept.
 pub fn keep_overlay(root: &DataRoot, id: &str) -> Result<Overlay> {
     let dir = record::dir(root, id);
-    let _lock = record::lock(&dir)?.ok_or_else(|| find::no_such(id))?;
+    let _lock = record::lock(root, id)?.ok_or_else(|| find::no_such(id))?;
     let mut overlay = record::read(&dir)?.ok_or_else(|| find::no_such(id))?;
     unmount(&overlay, &dir)?;
     let marked = overlay.volatile && kernel::volatile_marker(&overlay.work).exists();

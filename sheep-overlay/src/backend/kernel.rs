@@ -46,6 +46,8 @@ pub struct Stack<'a> {
     pub read_only: bool,
     /// Never sync.
     pub volatile: bool,
+    /// Whether this is outside the initial user namespace ([`in_user_namespace`]).
+    pub user_namespace: bool,
 }
 
 /// Why there is no mount, in the kernel's words where it had any.
@@ -86,8 +88,8 @@ impl Refused {
         )
     }
 
-    /// Whether the stack itself is to blame: a lower inside another, or one that was changed under us.
-    pub fn is_usage(&self) -> bool {
+    /// Whether the kernel saw one directory of the stack inside another.
+    pub fn is_loop(&self) -> bool {
         self.errno == Errno::LOOP
     }
 }
@@ -200,7 +202,7 @@ fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<(), Failure> {
     } else {
         fsconfig_set_flag(&fs, "ro").map_err(|e| refused("ro", e))?;
     }
-    if in_user_namespace() {
+    if stack.user_namespace {
         // Without it the mount succeeds, and then making a directory where one was removed gives EIO. It excludes
         // metacopy and redirect_dir by itself.
         fsconfig_set_flag(&fs, "userxattr").map_err(|e| refused("userxattr", e))?;
@@ -281,7 +283,7 @@ fn short_options(stack: &Stack, parts: &Parts) -> Vec<u8> {
 }
 
 fn old_flags(stack: &Stack) -> String {
-    let format = if in_user_namespace() { ",index=off,userxattr" } else { ",index=off,metacopy=off,redirect_dir=off" };
+    let format = if stack.user_namespace { ",index=off,userxattr" } else { ",index=off,metacopy=off,redirect_dir=off" };
     let volatile = if stack.volatile && !stack.read_only { ",volatile" } else { "" };
     format!("{format}{volatile}")
 }
@@ -329,7 +331,7 @@ const GOOD_UPPERS: [u64; 7] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0x
 /// fails to delete. The usual file systems are known; of another it is tried.
 fn can_be_upper(upper: &OwnedFd, work: &OwnedFd, stack: &Stack) -> Result<(), Refused> {
     let fs = fstatfs(upper).map_err(Refused::at("statfs upper"))?;
-    if GOOD_UPPERS.contains(&(fs.f_type as u64)) && !in_user_namespace() {
+    if GOOD_UPPERS.contains(&(fs.f_type as u64)) && !stack.user_namespace {
         return Ok(());
     }
     let refused = |what: &str, errno: Errno| Refused {
@@ -341,7 +343,7 @@ fn can_be_upper(upper: &OwnedFd, work: &OwnedFd, stack: &Stack) -> Result<(), Re
     let made = mknodat(work, probe, FileType::CharacterDevice, Mode::empty(), 0);
     let removed = unlinkat(work, probe, AtFlags::empty());
     made.and(removed).map_err(|e| refused("whiteouts", e))?;
-    let key = if in_user_namespace() { "user.overlay.probe" } else { "trusted.overlay.probe" };
+    let key = if stack.user_namespace { "user.overlay.probe" } else { "trusted.overlay.probe" };
     let set = rustix::fs::setxattr(proc_path(work.as_fd()), key, b"y", rustix::fs::XattrFlags::empty());
     let unset = rustix::fs::removexattr(proc_path(work.as_fd()), key);
     set.and(unset).map_err(|e| refused("opaque marks", e))
