@@ -1,9 +1,33 @@
 //! Flags and a document become a config.json.
+//!
+//! [`from_flags`] looks at the world (the document, the container's passwd, whether a volume's source exists) and hands
+//! what it saw to [`build`], which is pure.
 
+mod limits;
+mod mounts;
+mod process;
+pub mod user;
+
+use std::collections::BTreeMap;
+use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use rustix::process::{getegid, geteuid};
+use serde::Deserialize;
+
+use self::user::Identity;
+use crate::caps;
+use crate::doc::{self, Input};
+use crate::exit;
+use crate::oci::{
+    self, Capabilities, Config, IdMapping, Linux, Name, Namespace, NamespaceKind, Process, Resources, Root, User,
+};
 
 /// What runs, and how: shared by `spec` and `exec`.
 #[derive(Debug, Clone, Default, Args)]
@@ -38,7 +62,7 @@ pub struct SpecFlags {
     /// none: a network of its own, with nothing in it; host: this host's
     #[arg(long, value_name = "MODE", default_value = "none")]
     pub network: Network,
-    /// Most memory in bytes; k, m, g may follow
+    /// Most memory and swap together in bytes; k, m, g may follow
     #[arg(long, short, value_name = "BYTES")]
     pub memory: Option<String>,
     /// Processor time in each period
@@ -76,3 +100,196 @@ pub enum Network {
     /// The host's.
     Host,
 }
+
+/// What an OCI image says about the program, `config` in its configuration.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageDefaults {
+    /// Environment, `NAME=value`.
+    pub env: Option<Vec<Name>>,
+    /// The program and its first arguments.
+    pub entrypoint: Option<Vec<Name>>,
+    /// Arguments after the entrypoint, or the whole command.
+    pub cmd: Option<Vec<Name>>,
+    /// Working directory.
+    pub working_dir: Option<Name>,
+    /// `user[:group]`.
+    pub user: Option<String>,
+}
+
+impl ImageDefaults {
+    /// The defaults in an OCI image configuration. Errors with usage where they have another shape.
+    pub fn of(input: &Input) -> Result<ImageDefaults> {
+        let config = input.image_config.as_ref().and_then(|config| config.get("config"));
+        let Some(config) = config.filter(|config| !config.is_null()) else { return Ok(ImageDefaults::default()) };
+        ImageDefaults::deserialize(config)
+            .map_err(|error| exit::usage(format!("document key 'image.config.config': {error}")))
+    }
+}
+
+/// What [`build`] needs to know of the world.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Who the program is to be, from the container's passwd.
+    pub identity: Identity,
+    /// The caller's uid and gid where it is not root: the container then gets a user namespace.
+    pub rootless: Option<(u32, u32)>,
+    /// The caller's environment, for `-e NAME`.
+    pub env: Vec<(OsString, OsString)>,
+}
+
+/// The configuration for a command: from the document or root directory that the flags name; without either, for a
+/// directory `rootfs` beside config.json and a shell. Errors: not found (3) for an absent root directory, document or
+/// volume source, usage (2) for values that make no sense.
+pub fn from_flags(flags: &SpecFlags, args: &[OsString]) -> Result<Config> {
+    let (input, root) = match (&flags.from, &flags.rootfs) {
+        (Some(source), _) => {
+            let input = doc::read(source)?;
+            let root = open_root(input.rootfs.as_path())?;
+            (input, Some(root))
+        }
+        (None, Some(rootfs)) => {
+            let root = open_root(rootfs)?;
+            let rootfs = fs::canonicalize(rootfs).with_context(|| rootfs.display().to_string())?;
+            (Input { rootfs: Name(rootfs.into()), ..Input::default() }, Some(root))
+        }
+        (None, None) => (Input { rootfs: "rootfs".into(), ..Input::default() }, File::open("rootfs").ok()),
+    };
+    for volume in &flags.volume {
+        let mount = mounts::volume(volume)?;
+        let source = mount.source.unwrap_or_default();
+        fs::metadata(&*source).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => exit::not_found(format!("--volume: {}: no such file", source.display())),
+            _ => anyhow::Error::new(error).context(format!("--volume: {}", source.display())),
+        })?;
+    }
+    let image = ImageDefaults::of(&input)?;
+    let asked = flags.user.as_deref().or(image.user.as_deref()).unwrap_or_default();
+    let identity = match &root {
+        Some(root) => user::resolve(root.as_fd(), asked)?,
+        None => user::find(asked, b"", b"")?,
+    };
+    let caller = (geteuid(), getegid());
+    let seen = Seen {
+        identity,
+        rootless: (!caller.0.is_root()).then_some((caller.0.as_raw(), caller.1.as_raw())),
+        env: env::vars_os().collect(),
+    };
+    let shell = [OsString::from("sh")];
+    let plain = flags.from.is_none() && flags.rootfs.is_none() && args.is_empty();
+    build(flags, if plain { &shell } else { args }, &input, &seen)
+}
+
+/// The verb `spec`: prints config.json, indented.
+pub fn print(flags: &SpecFlags, args: &[OsString]) -> Result<()> {
+    let config = from_flags(flags, args)?;
+    let mut text = serde_json::to_vec_pretty(&config).context("config.json")?;
+    text.push(b'\n');
+    let mut out = io::stdout().lock();
+    out.write_all(&text).and_then(|()| out.flush()).context("stdout")
+}
+
+fn open_root(path: &Path) -> Result<File> {
+    let root = File::open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => exit::not_found(format!("root directory {}: no such directory", path.display())),
+        _ => anyhow::Error::new(error).context(format!("root directory {}", path.display())),
+    })?;
+    if root.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        return Ok(root);
+    }
+    Err(exit::usage(format!("root directory {}: not a directory", path.display())))
+}
+
+/// The configuration for a command. Pure: what it must know of the world is in `seen`.
+pub fn build(flags: &SpecFlags, args: &[OsString], input: &Input, seen: &Seen) -> Result<Config> {
+    let image = ImageDefaults::of(input)?;
+    let own_network = flags.network == Network::None;
+    let mut mounts = mounts::defaults(seen.rootless.is_some(), own_network);
+    for volume in &flags.volume {
+        mounts.push(mounts::volume(volume)?);
+    }
+    let resources = limits::resources(flags)?;
+    Ok(Config {
+        oci_version: oci::VERSION.to_owned(),
+        process: Some(Process {
+            terminal: flags.tty,
+            user: process_user(seen),
+            args: process::args(args, &image, flags.no_entrypoint)?,
+            env: process::env(flags, &image, seen)?,
+            cwd: process::cwd(flags.cwd.as_deref(), &image)?,
+            capabilities: Some(capabilities(seen.identity.uid)),
+            rlimits: limits::rlimits(&flags.rlimit)?,
+            no_new_privileges: true,
+            ..Process::default()
+        }),
+        root: Some(Root { path: input.rootfs.clone(), readonly: flags.read_only || input.read_only }),
+        hostname: Some(hostname(flags.hostname.as_deref())?),
+        mounts,
+        annotations: annotations(&flags.label)?,
+        linux: Some(Linux {
+            namespaces: namespaces(own_network, seen.rootless.is_some()),
+            uid_mappings: mapping(seen.identity.uid, seen.rootless.map(|(uid, _)| uid)),
+            gid_mappings: mapping(seen.identity.gid, seen.rootless.map(|(_, gid)| gid)),
+            cgroups_path: flags.cgroups_path.clone(),
+            resources: Some(resources).filter(|resources| *resources != Resources::default()),
+            masked_paths: mounts::MASKED.map(Name::from).to_vec(),
+            readonly_paths: mounts::READONLY.map(Name::from).to_vec(),
+            ..Linux::default()
+        }),
+        ..Config::default()
+    })
+}
+
+/// An unprivileged user has one id inside and no say over groups.
+fn process_user(seen: &Seen) -> User {
+    let Identity { uid, gid, additional_gids, .. } = seen.identity.clone();
+    let additional_gids = if seen.rootless.is_some() { Vec::new() } else { additional_gids };
+    User { uid, gid, umask: None, additional_gids }
+}
+
+/// The one id an unprivileged user has: who the program is to be inside is the caller outside.
+fn mapping(inside: u32, outside: Option<u32>) -> Vec<IdMapping> {
+    outside.map(|host_id| IdMapping { container_id: inside, host_id, size: 1 }).into_iter().collect()
+}
+
+/// The default set. Only root has it in force; for others it is what setuid programs could get.
+fn capabilities(uid: u32) -> Capabilities {
+    let set: Vec<String> = caps::DEFAULT.map(String::from).to_vec();
+    let own = if uid == 0 { set.clone() } else { Vec::new() };
+    Capabilities { bounding: set, effective: own.clone(), permitted: own, ..Capabilities::default() }
+}
+
+fn namespaces(own_network: bool, rootless: bool) -> Vec<Namespace> {
+    use NamespaceKind::{Cgroup, Ipc, Mount, Network, Pid, User, Uts};
+    let mut kinds = vec![Pid, Mount, Uts, Ipc, Cgroup];
+    if own_network {
+        kinds.push(Network);
+    }
+    if rootless {
+        kinds.push(User);
+    }
+    kinds.into_iter().map(|kind| Namespace { kind, path: None }).collect()
+}
+
+fn hostname(asked: Option<&str>) -> Result<String> {
+    let name = asked.unwrap_or("sheep");
+    // 64 is what sethostname(2) takes.
+    if name.is_empty() || name.len() > 64 || name.contains(char::is_whitespace) || name.contains(char::is_control) {
+        return Err(exit::usage(format!("--hostname {name:?}: 1 to 64 characters without spaces")));
+    }
+    Ok(name.to_owned())
+}
+
+fn annotations(labels: &[String]) -> Result<BTreeMap<String, String>> {
+    let pair = |label: &String| {
+        let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        if key.is_empty() {
+            return Err(exit::usage(format!("--label {label:?}: no key before the '='")));
+        }
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    labels.iter().map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests;
