@@ -1,18 +1,44 @@
 //! Processes in namespaces: an OCI runtime at its core, and one-shot isolation for a command.
 //!
-//! The library exists for the `sheep-ns` binary, its tests, and the types others read ([`cli`]). Every verb is a file
-//! of its name under `cmd/`; what happens between clone and exec is in `init/` and `rootfs/`.
+//! The library exists for the `sheep-ns` binary, its tests, and the types others read ([`cli`], [`oci`]). Every verb is a
+//! file of its name under `cmd/`; what happens between clone and exec is in [`init`] and [`rootfs`].
 
 pub mod caps;
 pub mod cgroup;
 pub mod cli;
+pub mod cmd;
 pub mod doc;
 pub mod exit;
+pub mod init;
+pub mod log;
 pub mod oci;
+pub mod protect;
+pub mod refuse;
+pub mod rootfs;
 pub mod spec;
+pub mod state;
+pub mod supervise;
+mod sys;
+pub mod tty;
+pub mod userns;
+
+use cli::Verb;
 
 /// Runs one command line; gives the exit code.
 pub fn run(cli: cli::Cli) -> anyhow::Result<u8> {
-    let _ = cli;
-    anyhow::bail!("not built yet")
+    let global = &cli.global;
+    if global.systemd_cgroup {
+        return Err(exit::usage("--systemd-cgroup: not supported; control groups are made in the file system"));
+    }
+    match cli.verb {
+        Verb::Exec(args) => cmd::exec::run(global, *args),
+        Verb::Spec(args) => cmd::spec::run(*args),
+        Verb::Create(args) => cmd::create::run(global, args),
+        Verb::Start(args) => cmd::start::run(global, &args),
+        Verb::Run(args) => cmd::run::run(global, args),
+        Verb::State(args) => cmd::state::run(global, &args),
+        Verb::Kill(args) => cmd::kill::run(global, &args),
+        Verb::Delete(args) => cmd::delete::run(global, &args),
+        Verb::List(args) => cmd::list::run(global, &args),
+    }
 }

@@ -3,14 +3,39 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use sheep_ns::cli::{Cli, Verb};
+use sheep_ns::{exit, log, protect};
 
 fn main() -> ExitCode {
-    let cli = sheep_ns::cli::Cli::parse();
+    let runs = protect::is_needed(std::env::args_os().skip(1));
+    if runs && let Err(error) = protect::protect() {
+        exit::warn("sheep-ns", &format!("{error:#}"));
+        return ExitCode::from(exit::code(&error, true));
+    }
+    let cli = Cli::parse();
+    let (global, verb) = (cli.global.clone(), verb(&cli.verb));
     match sheep_ns::run(cli) {
         Ok(code) => ExitCode::from(code),
+        Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            sheep_ns::exit::warn("sheep-ns", &format!("{error:#}"));
-            ExitCode::from(sheep_ns::exit::code(&error, false))
+            let message = format!("{verb}: {error:#}");
+            log::write(global.log.as_deref(), global.log_format, "error", &message);
+            exit::warn("sheep-ns", &message);
+            ExitCode::from(exit::code(&error, matches!(verb, "exec" | "run")))
         }
+    }
+}
+
+fn verb(verb: &Verb) -> &'static str {
+    match verb {
+        Verb::Exec(_) => "exec",
+        Verb::Spec(_) => "spec",
+        Verb::Create(_) => "create",
+        Verb::Start(_) => "start",
+        Verb::Run(_) => "run",
+        Verb::State(_) => "state",
+        Verb::Kill(_) => "kill",
+        Verb::Delete(_) => "delete",
+        Verb::List(_) => "list",
     }
 }

@@ -1,0 +1,172 @@
+//! `create`: a container is made from a bundle; its program waits for `start`. `run` makes its container here too.
+
+use std::env;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::process::geteuid;
+
+use super::{absolute, manager, state_root, write_pid_file};
+use crate::cgroup::Cgroup;
+use crate::cli::{Bundle, Create, Global};
+use crate::exit;
+use crate::init::channel::send_fd;
+use crate::init::child::Begin;
+use crate::init::{self, Child, Plan};
+use crate::log;
+use crate::oci::{self, NamespaceKind};
+use crate::state::{Locked, Process, Record, check_id, read_config};
+
+/// `create`
+pub fn run(global: &Global, args: Create) -> Result<u8> {
+    make(global, &args.bundle, Life::Waiting)?;
+    Ok(0)
+}
+
+/// How a container begins its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// Set up; the program waits for `start`.
+    Waiting,
+    /// The program runs when the command returns, and stays.
+    Detached,
+    /// The program runs, and dies with the command.
+    Attached,
+}
+
+/// A container just made.
+#[derive(Debug)]
+pub struct Made {
+    /// Its first process.
+    pub child: Child,
+    /// The master end of its terminal, where it has one and no console socket took it.
+    pub master: Option<OwnedFd>,
+    /// Its record.
+    pub record: Record,
+}
+
+/// Makes a container. When it fails nothing is left: no process, no control group, no directory.
+pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
+    if args.no_pivot {
+        return Err(exit::usage("--no-pivot: not supported; a root that is not changed can be left"));
+    }
+    check_id(&args.id)?;
+    let root = state_root(global)?;
+    let bundle = std::fs::canonicalize(&args.bundle)
+        .map_err(|e| anyhow::Error::from(e).context(format!("bundle {}", args.bundle.display())))?;
+    let (pid_file, console) = (absolute(args.pid_file.as_deref())?, absolute(args.console_socket.as_deref())?);
+    let config_file = absolute(args.config.as_deref())?.unwrap_or_else(|| bundle.join("config.json"));
+    let (config, bytes) = read_config(&config_file)?;
+    env::set_current_dir(&bundle).with_context(|| format!("bundle {}", bundle.display()))?;
+    let plan = Plan::new(&config, args.preserve_fds)?;
+    let console = connect_console(&plan, console.as_deref(), life)?;
+
+    let dir = root.claim(&args.id)?;
+    let made = dir.write_config(&bytes).and_then(|()| {
+        let nothing = oci::Linux::default();
+        let linux = config.linux.as_ref().unwrap_or(&nothing);
+        let group = Cgroup::create(linux, &args.id, manager(global))?;
+        let record = Record {
+            id: args.id.clone(),
+            bundle: bundle.clone().into(),
+            annotations: config.annotations.clone(),
+            process: None,
+            cgroup: group.as_ref().map(|group| group.path().to_owned()),
+            own_pid_namespace: linux.namespace(NamespaceKind::Pid).is_some_and(|ns| ns.path.is_none()),
+            created: log::now(),
+            owner: geteuid().as_raw(),
+        };
+        bring_up(&plan, &dir, record, group.as_ref(), console.as_ref(), pid_file.as_deref(), life).inspect_err(|_| {
+            // The error that matters is the one already held.
+            if let Some(group) = &group {
+                let _ = group.kill();
+                let _ = group.remove();
+            }
+        })
+    });
+    match made {
+        Ok(made) => {
+            dir.unlock()?;
+            Ok(made)
+        }
+        Err(error) => {
+            let _ = dir.remove();
+            Err(error)
+        }
+    }
+}
+
+/// Starts the first process and puts it on record, step by step as the two sides need each other.
+fn bring_up(
+    plan: &Plan,
+    dir: &Locked,
+    mut record: Record,
+    group: Option<&Cgroup>,
+    console: Option<&UnixStream>,
+    pid_file: Option<&Path>,
+    life: Life,
+) -> Result<Made> {
+    dir.write_creating(&record)?;
+    let begin = match life {
+        Life::Waiting => Begin::OnStart(UnixListener::bind(dir.start_socket()).context("start socket")?.into()),
+        Life::Detached => Begin::OnRecord,
+        Life::Attached => Begin::Now,
+    };
+    let child = init::spawn(plan, group.map(Cgroup::dir), begin)?;
+    let mut master = None;
+    let mut on_terminal = |end: OwnedFd| match console {
+        Some(console) => send_fd(console.as_fd(), b"/dev/ptmx", end.as_fd()).context("--console-socket"),
+        None => {
+            master = Some(end);
+            Ok(())
+        }
+    };
+    let up = match life {
+        Life::Attached => child.wait_executed(&mut on_terminal),
+        Life::Waiting | Life::Detached => child.wait_ready(&mut on_terminal),
+    }
+    .and_then(|()| {
+        record.process = Some(Process::of(child.pid)?);
+        dir.write_creating(&record)?;
+        write_pid_file(pid_file, child.pid)?;
+        match life {
+            Life::Attached => {}
+            Life::Waiting => child.commit()?,
+            Life::Detached => {
+                child.commit()?;
+                child.wait_executed(|_| Ok(()))?;
+            }
+        }
+        dir.finish()
+    });
+    match up {
+        Ok(()) => Ok(Made { child, master, record }),
+        Err(error) => {
+            child.destroy();
+            Err(error)
+        }
+    }
+}
+
+/// The console socket, connected before anything is made. A terminal needs one where nobody stays to serve it.
+fn connect_console(plan: &Plan, socket: Option<&Path>, life: Life) -> Result<Option<UnixStream>> {
+    match (plan.terminal.is_some(), socket) {
+        (true, None) if life != Life::Attached => {
+            Err(exit::usage("process.terminal: give --console-socket, for nobody stays here to serve the terminal"))
+        }
+        (false, Some(_)) => Err(exit::usage("--console-socket: the config asks for no terminal")),
+        (_, None) => Ok(None),
+        (true, Some(path)) => connect(path).map(Some),
+    }
+}
+
+/// Connects to a socket whose path may be longer than a socket's address can be.
+pub fn connect(path: &Path) -> Result<UnixStream> {
+    let name = || format!("--console-socket {}", path.display());
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let handle = std::fs::File::open(dir).with_context(name)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&handle)));
+    UnixStream::connect(short.join(path.file_name().unwrap_or_default())).with_context(name)
+}

@@ -1,0 +1,15 @@
+//! `exec`: a command in new namespaces (`--rootfs`, `--from`), or in a running container.
+
+mod once;
+
+use anyhow::Result;
+
+use crate::cli::{Exec, Global};
+
+/// `exec`. The exit code is the command's own; 128+N where signal N ended it.
+pub fn run(global: &Global, args: Exec) -> Result<u8> {
+    if args.spec.rootfs.is_some() || args.spec.from.is_some() {
+        return once::run(global, &args);
+    }
+    anyhow::bail!("not yet")
+}

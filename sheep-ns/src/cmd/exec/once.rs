@@ -1,0 +1,105 @@
+//! One command in new namespaces. Nothing is written anywhere: no state, and no control group unless a limit is asked for.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result};
+
+use crate::cgroup::Cgroup;
+use crate::cli::{Exec, Global};
+use crate::cmd::create::connect;
+use crate::cmd::{absolute, manager, write_pid_file};
+use crate::exit;
+use crate::init::channel::send_fd;
+use crate::init::child::Begin;
+use crate::init::{self, Child, Plan};
+use crate::spec;
+use crate::supervise::{self, Signals, Unhandled};
+use crate::sys;
+
+/// Runs it and waits for its end.
+pub fn run(global: &Global, args: &Exec) -> Result<u8> {
+    refuse_flags_of_join(args)?;
+    let config = spec::from_flags(&args.spec, &args.args)?;
+    let plan = Plan::new(&config, args.preserve_fds)?;
+    let console = match (absolute(args.console_socket.as_deref())?, plan.terminal.is_some()) {
+        (None, _) => None,
+        (Some(path), true) => Some(connect(&path)?),
+        (Some(_), false) => return Err(exit::usage("--console-socket: is for --tty")),
+    };
+    if args.spec.from.as_deref().is_some_and(|source| source == "-") {
+        // It was the document's; what is left of it is not the command's.
+        let null = File::open("/dev/null").context("/dev/null")?;
+        sys::dup_to(null.as_fd(), 0, false).context("stdin")?;
+    }
+    let limits = config.linux.as_ref().filter(|linux| linux.resources.is_some() || linux.cgroups_path.is_some());
+    let group = match limits {
+        Some(linux) => Cgroup::create(linux, &format!("exec-{}", std::process::id()), manager(global))?,
+        None => None,
+    };
+    let code = start_and_wait(&plan, group.as_ref(), console, args);
+    match group {
+        Some(group) => {
+            // The first process is gone; so are the others, but without a pid namespace.
+            let removed = group.kill().and_then(|()| group.remove());
+            code.and_then(|code| removed.map(|()| code))
+        }
+        None => code,
+    }
+}
+
+fn start_and_wait(
+    plan: &Plan,
+    group: Option<&Cgroup>,
+    console: Option<std::os::unix::net::UnixStream>,
+    args: &Exec,
+) -> Result<u8> {
+    // Before the clone, so that no signal falls between.
+    let signals = Signals::block()?;
+    let child = init::spawn(plan, group.map(Cgroup::dir), Begin::Now)?;
+    let code = serve(&child, plan, console, args, &signals);
+    if code.is_err() {
+        child.destroy();
+    }
+    code
+}
+
+fn serve(
+    child: &Child,
+    plan: &Plan,
+    console: Option<std::os::unix::net::UnixStream>,
+    args: &Exec,
+    signals: &Signals,
+) -> Result<u8> {
+    write_pid_file(args.pid_file.as_deref(), child.pid)?;
+    let master = match plan.terminal {
+        Some(_) => Some(child.wait_terminal()?),
+        None => None,
+    };
+    let master = match (master, console) {
+        (Some(master), Some(console)) => {
+            send_fd(console.as_fd(), b"/dev/ptmx", master.as_fd()).context("--console-socket")?;
+            None
+        }
+        (master, _) => master,
+    };
+    let code = supervise::wait(child, signals, master, Unhandled::Fatal)?;
+    match child.failure() {
+        Some(error) => Err(error),
+        None => Ok(code),
+    }
+}
+
+fn refuse_flags_of_join(args: &Exec) -> Result<()> {
+    let table = [
+        (args.detach, "--detach"),
+        (args.process.is_some(), "--process"),
+        (!args.cap.is_empty(), "--cap"),
+        (!args.additional_gids.is_empty(), "--additional-gids"),
+        (args.no_new_privs, "--no-new-privs"),
+    ];
+    match table.iter().find(|(given, _)| *given) {
+        Some((_, flag)) => Err(exit::usage(format!("{flag} is for a running container, not with --rootfs or --from"))),
+        None => Ok(()),
+    }
+}

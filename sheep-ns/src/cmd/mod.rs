@@ -1,0 +1,52 @@
+//! The verbs, one file each.
+
+pub mod create;
+pub mod delete;
+pub mod exec;
+pub mod kill;
+pub mod list;
+pub mod run;
+pub mod spec;
+pub mod start;
+pub mod state;
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::process::Pid;
+
+use crate::cgroup::Manager;
+use crate::cli::{CgroupManager, Global};
+use crate::state::{StateRoot, write_atomic};
+
+/// The state directory a command line means.
+fn state_root(global: &Global) -> Result<StateRoot> {
+    StateRoot::open(global.root.as_deref())
+}
+
+fn manager(global: &Global) -> Manager {
+    match global.cgroup_manager {
+        CgroupManager::Cgroupfs => Manager::Cgroupfs,
+        CgroupManager::Disabled => Manager::Disabled,
+    }
+}
+
+/// Writes data to stdout in one go.
+fn print(bytes: &[u8]) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).context("stdout")
+}
+
+/// Writes a process id as engines read it: digits only, and the file is there with them or not at all.
+fn write_pid_file(file: Option<&Path>, pid: Pid) -> Result<()> {
+    match file {
+        Some(file) => write_atomic(file, pid.as_raw_nonzero().to_string().as_bytes()).context("--pid-file"),
+        None => Ok(()),
+    }
+}
+
+/// A path of the command line, absolute, so that it means the same after a change of directory.
+fn absolute(path: Option<&Path>) -> Result<Option<std::path::PathBuf>> {
+    path.map(|path| std::path::absolute(path).with_context(|| path.display().to_string())).transpose()
+}

@@ -1,0 +1,198 @@
+//! The child's side of the clone: from an exact copy of `sheep-ns` in new namespaces to the container's program.
+//!
+//! The order is that of the runtime specification and of crun: ids, control group, namespaces, the root with its mounts,
+//! names, then the user and the program. An error goes to the parent over the channel, and the process is gone.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, socket_with};
+use rustix::process::{
+    DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, setsid, umask,
+};
+
+use super::channel::{Channel, Message};
+use super::plan::{Plan, flag};
+use super::program::{self, Tie, become_user, execute};
+use crate::oci::NamespaceKind;
+use crate::rootfs::{self, dev};
+use crate::sys;
+use crate::tty;
+use crate::userns::Writer;
+
+/// When the program begins.
+#[derive(Debug)]
+pub enum Begin {
+    /// At once; it dies with its parent.
+    Now,
+    /// When the parent has put it on record; it outlives the parent.
+    OnRecord,
+    /// When, after that, somebody connects to this socket (`start`).
+    OnStart(OwnedFd),
+}
+
+/// Does it all. `cgroup`: the process was cloned into a control group of its own.
+pub fn run(plan: &Plan, channel: Channel, begin: Begin, cgroup: bool) -> ! {
+    let mut channel = channel;
+    let Err(error) = way(plan, &mut channel, begin, cgroup);
+    // A parent that is gone needs no telling.
+    let _ = channel.send(&Message::Failed(error));
+    sys::exit_now(1)
+}
+
+fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result<Infallible> {
+    let old_umask = umask(Mode::empty());
+    die_with_parent(channel)?;
+    setsid().context("setsid")?;
+    if cgroup && plan.new & flag(NamespaceKind::Cgroup) != 0 {
+        // Not by clone3: that roots the namespace at the parent's group.
+        sys::unshare(flag(NamespaceKind::Cgroup)).context("cgroup namespace")?;
+    }
+    if plan.maps.as_ref().is_some_and(|maps| maps.writer() == Writer::Child) {
+        plan.maps.iter().try_for_each(|maps| maps.write_own()).context("user namespace")?;
+    }
+    if let Some(value) = plan.oom_score_adj {
+        std::fs::write("/proc/self/oom_score_adj", value.to_string()).context("process.oomScoreAdj")?;
+    }
+    let mut root = rootfs::take(&plan.root)?;
+    if plan.in_user_namespace() {
+        become_root_inside(plan, channel)?;
+    }
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("prctl(PR_SET_DUMPABLE)")?;
+    join(plan)?;
+    if plan.new & flag(NamespaceKind::Network) != 0 {
+        loopback_up()?;
+    }
+    rootfs::fill(&plan.root, &mut root)?;
+    if let Some(size) = plan.terminal {
+        let (master, slave) = tty::open_pair(dev::open_ptmx(root.as_fd())?, size)?;
+        dev::console(root.as_fd(), slave.as_fd())?;
+        channel.send(&Message::Terminal(master))?;
+        tty::take_as_stdio(slave, plan.program.uid())?;
+    }
+    if let Some(name) = &plan.hostname {
+        rustix::system::sethostname(name.as_bytes()).context("hostname")?;
+    }
+    if let Some(name) = &plan.domainname {
+        rustix::system::setdomainname(name.as_bytes()).context("domainname")?;
+    }
+    set_sysctl(plan)?;
+    rootfs::enter(&plan.root, root)?;
+
+    let mut keep = vec![program::raw(channel)];
+    if let Begin::OnStart(listener) = &begin {
+        keep.push(program::raw(listener));
+    }
+    let setgroups = !plan.maps.as_ref().is_some_and(|maps| maps.denies_setgroups());
+    let ready = become_user(&plan.program, setgroups, Tie::Parent, old_umask, &mut keep)?;
+    if !matches!(begin, Begin::Now) {
+        on_record(channel)?;
+    }
+    if let Begin::OnStart(listener) = begin {
+        *channel = wait_for_start(listener)?;
+    }
+    Err(execute(&plan.program, &ready))
+}
+
+/// Asks the kernel to kill this process when its parent ends, and makes sure that it has not ended already.
+pub fn die_with_parent(channel: &Channel) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL)).context("prctl(PR_SET_PDEATHSIG)")?;
+    let mut fds = [rustix::event::PollFd::new(channel, rustix::event::PollFlags::RDHUP)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut fds, Some(&now)).context("poll")?;
+    if fds.iter().any(|fd| fd.revents().contains(rustix::event::PollFlags::HUP)) {
+        bail!("the parent is gone");
+    }
+    Ok(())
+}
+
+/// Waits until the id maps are there, then takes the ids of the namespace's root: files are made as somebody who exists.
+fn become_root_inside(plan: &Plan, channel: &Channel) -> Result<()> {
+    match plan.maps.as_ref().map(|maps| (maps.writer(), maps.has_root())) {
+        Some((Writer::Child, _)) => return Ok(()),
+        Some((Writer::Parent | Writer::Helpers, has_root)) => {
+            match channel.receive()? {
+                Message::Mapped => {}
+                _ => bail!("user namespace: the maps were not written"),
+            }
+            if !has_root {
+                return Ok(());
+            }
+        }
+        // A namespace that was joined; whether it has a root shows.
+        None => {}
+    }
+    let (uid, gid) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
+    match nix::unistd::setresgid(gid, gid, gid).and_then(|()| nix::unistd::setresuid(uid, uid, uid)) {
+        Err(nix::errno::Errno::EINVAL) if plan.maps.is_none() => {}
+        done => done.context("user namespace: become its root")?,
+    }
+    // The change of user took it away.
+    die_with_parent(channel)
+}
+
+/// Joins the namespaces given by path, but for those the parent has entered for us.
+fn join(plan: &Plan) -> Result<()> {
+    let by_parent = flag(NamespaceKind::User) | flag(NamespaceKind::Pid);
+    for join in plan.joins.iter().filter(|join| join.flag & by_parent == 0) {
+        sys::setns(join.fd.as_fd(), join.flag).with_context(|| format!("join namespace {}", join.path.display()))?;
+    }
+    Ok(())
+}
+
+fn loopback_up() -> Result<()> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    // A kernel without IPv4 has no loopback to bring up.
+    let socket = match socket {
+        Err(Errno::AFNOSUPPORT) => return Ok(()),
+        socket => socket.context("network namespace: lo")?,
+    };
+    sys::loopback_up(socket.as_fd()).context("network namespace: lo")
+}
+
+/// Writes kernel parameters through a proc file system of our own, which nothing of the container can have mounted over
+/// (CVE-2025-52881).
+fn set_sysctl(plan: &Plan) -> Result<()> {
+    if plan.sysctl.is_empty() {
+        return Ok(());
+    }
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).context("linux.sysctl: proc")?;
+    fsconfig_create(context.as_fd()).context("linux.sysctl: proc")?;
+    let proc = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .context("linux.sysctl: proc")?;
+    for (path, value) in &plan.sysctl {
+        let name = || format!("linux.sysctl: {}", path.display());
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let path = std::path::Path::new("sys").join(path);
+        let file =
+            openat2(&proc, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve).with_context(name)?;
+        rustix::io::write(&file, value.as_bytes()).with_context(name)?;
+    }
+    Ok(())
+}
+
+/// Tells the parent that everything is set up, and goes on when it is on record. From then on the process stands by itself.
+pub fn on_record(channel: &Channel) -> Result<()> {
+    channel.send(&Message::Ready)?;
+    match channel.receive()? {
+        Message::Commit => {}
+        _ => bail!("given up by the parent"),
+    }
+    set_parent_process_death_signal(None).context("prctl(PR_SET_PDEATHSIG)")?;
+    channel.send(&Message::Detached)
+}
+
+/// Waits for `start`; an error from here on goes to it.
+fn wait_for_start(listener: OwnedFd) -> Result<Channel> {
+    loop {
+        match acceptfrom_with(&listener, SocketFlags::CLOEXEC) {
+            Err(Errno::INTR | Errno::CONNABORTED) => {}
+            Err(e) => return Err(e).context("wait for start"),
+            Ok((socket, _)) => return Ok(socket.into()),
+        }
+    }
+}

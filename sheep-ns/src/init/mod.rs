@@ -1,0 +1,13 @@
+//! From config.json to a running program: both sides of the clone.
+//!
+//! [`plan`] checks everything that can be checked before; [`parent`] clones; [`child`] sets up from the inside and ends in
+//! [`program`]'s execve. They talk over a [`channel`].
+
+pub mod channel;
+pub mod child;
+pub mod parent;
+pub mod plan;
+pub mod program;
+
+pub use parent::{Child, spawn};
+pub use plan::Plan;

@@ -1,0 +1,174 @@
+//! The parent's side of the clone.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+
+use super::channel::{self, Channel, Message};
+use super::child::{self, Begin};
+use super::plan::{Plan, flag};
+use crate::oci::NamespaceKind;
+use crate::sys::{self, Side};
+
+/// A process on its way, or running.
+#[derive(Debug)]
+pub struct Child {
+    /// Its id, as this process sees it.
+    pub pid: Pid,
+    /// The process itself, whoever gets its id later.
+    pub pidfd: OwnedFd,
+    /// What it says until it executes its program.
+    pub channel: Channel,
+}
+
+/// Clones the first process of a container, into `cgroup` where one is given. The child is on its way to its program
+/// when this returns; it reports over the channel.
+pub fn spawn(plan: &Plan, cgroup: Option<BorrowedFd<'_>>, begin: Begin) -> Result<Child> {
+    let (ours, theirs) = channel::pair()?;
+    enter_for_children(plan)?;
+    let mut flags = plan.new;
+    if cgroup.is_some() {
+        // The child does it when it is in its group.
+        flags &= !flag(NamespaceKind::Cgroup);
+    }
+    if plan.time_offsets.is_some() {
+        flags &= !flag(NamespaceKind::Time);
+    }
+    let side = sys::clone3(flags, cgroup).map_err(|error| clone_error(error, plan))?;
+    let (pid, pidfd) = match side {
+        Side::Child => {
+            drop(ours);
+            child::run(plan, theirs, begin, cgroup.is_some())
+        }
+        Side::Parent(pid, pidfd) => (pid, pidfd),
+    };
+    drop((theirs, begin));
+    let child = Child { pid, pidfd, channel: ours };
+    if let Some(maps) = &plan.maps
+        && maps.writer() != crate::userns::Writer::Child
+    {
+        let told = maps.write_for(pid).and_then(|()| child.channel.send(&Message::Mapped));
+        if let Err(error) = told {
+            // If the child failed first, its reason is the better one.
+            let error = child.failure().unwrap_or(error);
+            child.destroy();
+            return Err(error.context("user namespace"));
+        }
+    }
+    Ok(child)
+}
+
+/// Namespaces that only children of the caller can be in, or that must be entered before others are made.
+fn enter_for_children(plan: &Plan) -> Result<()> {
+    for kind in [NamespaceKind::User, NamespaceKind::Pid] {
+        for join in plan.joins.iter().filter(|join| join.flag == flag(kind)) {
+            sys::setns(join.fd.as_fd(), join.flag)
+                .with_context(|| format!("join namespace {}", join.path.display()))?;
+        }
+    }
+    if let Some(offsets) = &plan.time_offsets {
+        sys::unshare(flag(NamespaceKind::Time)).context("time namespace")?;
+        std::fs::write("/proc/self/timens_offsets", offsets).context("linux.timeOffsets")?;
+    }
+    Ok(())
+}
+
+/// The kernel's refusals of a clone, in words.
+fn clone_error(error: std::io::Error, plan: &Plan) -> anyhow::Error {
+    let user = plan.new & flag(NamespaceKind::User) != 0;
+    match Errno::from_io_error(&error) {
+        Some(Errno::PERM) if !user => anyhow!("new namespaces: not permitted; run as root, or with a user namespace"),
+        Some(Errno::PERM) => anyhow!("new namespaces: not permitted; user namespaces are disabled here"),
+        Some(Errno::NOSPC) => anyhow!("new namespaces: the limit of /proc/sys/user/max_*_namespaces is reached"),
+        Some(Errno::INVAL) => anyhow!("new namespaces: this kernel has not all of them"),
+        _ => anyhow::Error::from(error).context("clone3"),
+    }
+}
+
+impl Child {
+    /// Waits until the child has set everything up; `on_terminal` gets the master end of its terminal, where it has one.
+    pub fn wait_ready(&self, mut on_terminal: impl FnMut(OwnedFd) -> Result<()>) -> Result<()> {
+        loop {
+            match self.channel.receive()? {
+                Message::Ready => return Ok(()),
+                Message::Terminal(master) => on_terminal(master)?,
+                Message::Failed(error) => return Err(error),
+                Message::Closed => bail!("the container's first process ended before it was set up ({})", self.end()),
+                other => bail!("unexpected {other:?}"),
+            }
+        }
+    }
+
+    /// Waits for the terminal of a child that makes one.
+    pub fn wait_terminal(&self) -> Result<OwnedFd> {
+        match self.channel.receive()? {
+            Message::Terminal(master) => Ok(master),
+            Message::Failed(error) => Err(error),
+            _ => bail!("the container's first process ended before it was set up ({})", self.end()),
+        }
+    }
+
+    /// Lets go of a child that is [`Child::wait_ready`]: from now on it outlives this process.
+    pub fn commit(&self) -> Result<()> {
+        self.channel.send(&Message::Commit)?;
+        match self.channel.receive()? {
+            Message::Detached => Ok(()),
+            Message::Failed(error) => Err(error),
+            _ => bail!("the container's first process ended before it was set up ({})", self.end()),
+        }
+    }
+
+    /// Waits until the program is executed, or has failed to be; `on_terminal` as with [`Child::wait_ready`].
+    pub fn wait_executed(&self, mut on_terminal: impl FnMut(OwnedFd) -> Result<()>) -> Result<()> {
+        loop {
+            match self.channel.receive()? {
+                Message::Closed => return Ok(()),
+                Message::Terminal(master) => on_terminal(master)?,
+                Message::Failed(error) => return Err(error),
+                other => bail!("unexpected {other:?}"),
+            }
+        }
+    }
+
+    /// The error a child left that has ended; `None`: its program was executed.
+    pub fn failure(&self) -> Option<anyhow::Error> {
+        loop {
+            match self.channel.try_receive() {
+                Ok(Some(Message::Failed(error))) => return Some(error),
+                Ok(None | Some(Message::Closed)) | Err(_) => return None,
+                Ok(Some(_)) => {}
+            }
+        }
+    }
+
+    /// Waits for the process's end: its exit code, 128+N for signal N.
+    pub fn wait(&self) -> Result<u8> {
+        loop {
+            match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e).context("wait for the program"),
+                Ok(None) => {}
+                Ok(Some(status)) => {
+                    let code = status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal));
+                    return Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX));
+                }
+            }
+        }
+    }
+
+    /// Kills the process and waits for its end; that it has ended is fine.
+    pub fn destroy(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = self.wait();
+    }
+
+    fn end(&self) -> String {
+        match self.wait() {
+            Ok(code) if code > 128 => format!("signal {}", code - 128),
+            Ok(code) => format!("exit code {code}"),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+}

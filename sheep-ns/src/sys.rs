@@ -1,0 +1,175 @@
+//! The system calls that neither nix nor rustix wraps safely, each behind a small safe function. The only file of this
+//! crate with `unsafe` in it.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::process::Pid;
+
+/// linux/sched.h; the constant of libc is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// What [`clone3`] returns: which side of the clone this is.
+#[derive(Debug)]
+pub enum Side {
+    /// The new process.
+    Child,
+    /// The caller, with the new process's id in the caller's pid namespace and a descriptor for it.
+    Parent(Pid, OwnedFd),
+}
+
+/// Clones this process with new namespaces (`flags`, `CLONE_NEW*`), straight into `cgroup` where one is given. The child
+/// is a copy, as after fork: this program has one thread, so that every lock is free in it.
+pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
+    let mut pidfd: RawFd = -1;
+    let mut args = libc::clone_args {
+        flags: flags | libc::CLONE_PIDFD as u64,
+        pidfd: &raw mut pidfd as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: `args` is a valid clone_args of the size given; `pidfd` outlives the call. No CLONE_VM: the child gets a
+    // copy of the address space and goes on on a copy of this stack. The program never starts a second thread.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Side::Child),
+        pid => {
+            let pid = Pid::from_raw(pid as i32).ok_or_else(|| io::Error::other("clone3 gave no process id"))?;
+            // SAFETY: the kernel has just put a new descriptor there, which nobody else owns.
+            Ok(Side::Parent(pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+        }
+    }
+}
+
+/// Ends this process at once: no destructor, no exit handler, no flush of what the parent may have buffered.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no precondition.
+    unsafe { libc::_exit(code) }
+}
+
+/// Changes attributes of the mount at `fd` (a detached tree or the root of a mount): flags `MOUNT_ATTR_*` to set and to
+/// clear, and a propagation (`MS_PRIVATE`, … or 0 to leave it); with `recursive`, of all mounts under it too.
+pub fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, set: u64, clear: u64, propagation: u64) -> io::Result<()> {
+    let mut flags = libc::AT_EMPTY_PATH;
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    let attr = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
+    // SAFETY: the path is a C string, `attr` a mount_attr of the size given; both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(result)
+}
+
+/// Closes the descriptors `first..=last`.
+pub fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: the callers close numbers of which no OwnedFd of theirs is used any more: they are about to exec or exit.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })
+}
+
+/// Duplicates `fd` to the number `to`, which may be in use; close-on-exec where `cloexec`.
+pub fn dup_to(fd: BorrowedFd<'_>, to: RawFd, cloexec: bool) -> io::Result<()> {
+    let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
+    if fd.as_raw_fd() == to {
+        // dup3 refuses equal numbers; only the flag is left to be set.
+        // SAFETY: fcntl on a borrowed, hence open, descriptor.
+        let result = unsafe { libc::fcntl(to, libc::F_SETFD, if cloexec { libc::FD_CLOEXEC } else { 0 }) };
+        return check(result.into());
+    }
+    // SAFETY: `fd` is open; whatever was at `to` is given up by the caller's intention.
+    check(unsafe { libc::dup3(fd.as_raw_fd(), to, flags) }.into())
+}
+
+/// Puts the default action back for SIGPIPE, which Rust's runtime ignores and exec would pass on.
+pub fn default_sigpipe() {
+    // SAFETY: installs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// Sends any signal, also a real-time one, to the process of a pidfd.
+pub fn pidfd_send(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
+    // SAFETY: no siginfo is given; the kernel checks the signal's number.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, ptr::null::<()>(), 0) })
+}
+
+/// Moves this process (or, for pid and time, its children) into the namespaces `flags` of `fd`: a namespace file, or a
+/// pidfd with any number of `CLONE_NEW*`.
+pub fn setns(fd: BorrowedFd<'_>, flags: u64) -> io::Result<()> {
+    // SAFETY: acts on this single-threaded process only; memory is not affected.
+    check(unsafe { libc::setns(fd.as_raw_fd(), flags as libc::c_int) }.into())
+}
+
+/// Moves this process into new namespaces `flags`.
+pub fn unshare(flags: u64) -> io::Result<()> {
+    // SAFETY: only CLONE_NEW* flags are passed, which leave descriptors and memory alone.
+    check(unsafe { libc::syscall(libc::SYS_unshare, flags) })
+}
+
+/// Brings the interface `lo` of this network namespace up. `socket` is any socket of it.
+pub fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: `request` is an ifreq that outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) }.into())
+}
+
+/// Replaces this process by the program at `path`. Returns only with an error.
+pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
+    let args = pointers(args);
+    let env = pointers(env);
+    // SAFETY: both arrays end in a null pointer and point to C strings that outlive the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Replaces this process by the program open as `fd`. Returns only with an error.
+pub fn fexecve(fd: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> io::Error {
+    let args = pointers(args);
+    let env = pointers(env);
+    // SAFETY: as for execve; the empty path with AT_EMPTY_PATH means the descriptor itself.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            args.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+}
+
+fn check(result: libc::c_long) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
