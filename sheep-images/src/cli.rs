@@ -1,0 +1,145 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+/// Container images: get them in, unpack them into shared layer directories.
+#[derive(Debug, Parser)]
+#[command(name = "sheep-images", version, about, propagate_version = true)]
+pub struct Cli {
+    /// The data directory [default: $SHEEP_DATA_DIR, else /var/lib/sheep or $XDG_DATA_HOME/sheep]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make an image from this host's own shell and utilities, with the libraries they need
+    Bootstrap(Bootstrap),
+    /// Make an image from a root file system archive: tar, plain or compressed with gzip, zstd, xz or bzip2
+    Import(Import),
+    /// Unpack an image's layers, where that is not done yet, and print its document
+    Unpack(Unpack),
+    /// List the images
+    Ls(Ls),
+    /// Print an image's document
+    Inspect(Inspect),
+    /// Give an image another name
+    Tag(Tag),
+    /// Remove images, or names of them
+    Rm(Rm),
+}
+
+/// `bootstrap`
+#[derive(Debug, Args)]
+pub struct Bootstrap {
+    /// The image's name
+    #[arg(default_value = "minimal")]
+    pub name: String,
+    /// Add this program, and what it needs, at the same path (a name without '/' is looked up in $PATH)
+    #[arg(long, value_name = "PATH")]
+    pub bin: Vec<PathBuf>,
+    /// What is printed.
+    #[command(flatten)]
+    pub print: Print,
+}
+
+/// `import`
+#[derive(Debug, Args)]
+pub struct Import {
+    /// The image's name
+    pub name: String,
+    /// The archive, or - for stdin; how it is compressed is found by its content
+    pub file: OsString,
+    /// How much is too much.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// What is printed.
+    #[command(flatten)]
+    pub print: Print,
+}
+
+/// `unpack`
+#[derive(Debug, Args)]
+pub struct Unpack {
+    /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// How much is too much.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// What is printed.
+    #[command(flatten)]
+    pub print: Print,
+}
+
+/// `ls`
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// Print one document a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// What is printed.
+    #[command(flatten)]
+    pub print: Print,
+}
+
+/// `tag`
+#[derive(Debug, Args)]
+pub struct Tag {
+    /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// The new name; an image that has it already keeps its digest only
+    #[arg(value_name = "NEWNAME")]
+    pub name: String,
+    /// What is printed.
+    #[command(flatten)]
+    pub print: Print,
+}
+
+/// `rm`
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// The images; the last name of an image takes the image with it
+    #[arg(value_name = "REF", required = true)]
+    pub references: Vec<String>,
+}
+
+/// What a command that makes something prints.
+#[derive(Debug, Args)]
+pub struct Print {
+    /// Print one field of the document, raw (digest, reference, image.config.config.Env, …)
+    #[arg(long, value_name = "FIELD")]
+    pub print: Option<String>,
+}
+
+/// Limits on an archive. They are far above what real images hold, and below what fills a machine unnoticed.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct LimitArgs {
+    /// Refuse a layer with more entries than this
+    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+    pub max_entries: u64,
+    /// Refuse a layer with more bytes of file content than this
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 40)]
+    pub max_bytes: u64,
+}
+
+/// The command line's definition, for man pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}

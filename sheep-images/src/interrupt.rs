@@ -1,0 +1,65 @@
+//! Ctrl-C leaves nothing half-made behind.
+//!
+//! The signals are blocked in every thread and waited for in one of their own, which deletes the scratch directories
+//! and ends the program. While a result is being put in its place ([`Commit`]) it waits: that is short.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::scratch;
+
+static SCRATCH: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+static COMMITTING: Mutex<()> = Mutex::new(());
+
+/// To be called first in the program: threads that are started later inherit the blocked signals.
+pub fn clean_up_on_signals() {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    if signals.thread_block().is_err() {
+        // Then signals end the program as they always do, and the next command clears up.
+        return;
+    }
+    std::thread::spawn(move || {
+        let signal = loop {
+            match signals.wait() {
+                Ok(signal) => break signal,
+                Err(nix::errno::Errno::EINTR) => (),
+                Err(_) => return,
+            }
+        };
+        let _commit = lock(&COMMITTING);
+        for path in lock(&SCRATCH).iter() {
+            // Another thread may still be making files here. What it makes after this is cleared up by the next command.
+            let _ = scratch::delete_dir(path);
+            let _ = scratch::delete_dir(path);
+        }
+        std::process::exit(128 + signal as i32);
+    });
+}
+
+/// Held while a result is put in its place, so that no signal comes between its steps.
+pub struct Commit {
+    _guard: MutexGuard<'static, ()>,
+}
+
+/// Begins to put a result in its place. While a signal is being answered this does not return.
+pub fn commit() -> Commit {
+    Commit { _guard: lock(&COMMITTING) }
+}
+
+/// Notes a directory to be deleted on a signal.
+pub fn register(path: &Path) {
+    lock(&SCRATCH).insert(path.to_path_buf());
+}
+
+/// The directory is deleted, or is in its place.
+pub fn forget(path: &Path) {
+    lock(&SCRATCH).remove(path);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves nothing in these that could be half-done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,432 @@
+//! The store: an OCI image layout with all images, and the directories into which layers are unpacked.
+//!
+//! ```text
+//! images/oci-layout, index.json, blobs/sha256/<hex>     as skopeo, umoci and podman read and write it
+//! images/.lock                                          exclusive: to change the index, and what goes with that
+//! images/.tmp-…/                                        blobs being written, and `candidates` (see [`stage`])
+//! layers/sha256/<hex of diffID>/                        an unpacked layer
+//! layers/sha256/.tmp-…/                                 a layer being unpacked or deleted
+//! ```
+//!
+//! Locks are taken in this order: a layer's blob, `images/.lock`, the data directory's `lock`.
+
+mod reap;
+pub mod stage;
+pub mod users;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use sheep_overlay::doc::{DocPath, Document};
+use sheep_overlay::exit;
+use sheep_overlay::state::{self, DataRoot, Durability, Lock};
+
+use crate::doc::{Image, Layer, Platform};
+use crate::interrupt;
+use crate::oci::{self, Config, Descriptor, Digest, Index, Manifest, ManifestOrIndex};
+use crate::reference::{Name, Reference};
+use crate::scratch::Scratch;
+
+/// Manifests and configurations are read whole; no real one is nearly as long.
+const DOCUMENT_MAX: u64 = 8 << 20;
+/// An index may point to an index, but not for ever.
+const INDEX_DEPTH: u32 = 4;
+
+/// The store of a data directory.
+#[derive(Debug)]
+pub struct Store {
+    root: DataRoot,
+}
+
+/// An image with everything but its layers' contents.
+#[derive(Debug, Clone)]
+pub struct LoadedImage {
+    /// The image's name in familiar form; `None` where it has none.
+    pub reference: Option<String>,
+    /// The manifest's digest.
+    pub digest: Digest,
+    manifest: Manifest,
+    config: Config,
+    config_value: Value,
+}
+
+impl LoadedImage {
+    /// The layers, bottom first: where each is stored, and the digest of what is in it.
+    pub fn layers(&self) -> impl Iterator<Item = (&Descriptor, &Digest)> {
+        self.manifest.layers.iter().zip(&self.config.rootfs.diff_ids)
+    }
+
+    /// When the image was made, as its configuration says.
+    pub fn created(&self) -> Option<&str> {
+        self.config.created.as_deref()
+    }
+}
+
+/// What keeps blobs and unpacked layers in the store.
+#[derive(Debug, Default)]
+pub struct Uses {
+    /// Blobs.
+    pub blobs: BTreeSet<Digest>,
+    /// Unpacked layers, by diffID.
+    pub layers: BTreeSet<Digest>,
+}
+
+impl Store {
+    /// Opens the store, made where it is not, and clears up what a crash left.
+    pub fn open(data: Option<&Path>) -> Result<Self> {
+        let store = Store { root: DataRoot::open(data)? };
+        let layout = store.root.images().join("oci-layout");
+        match state::read_json::<Value>(&layout)? {
+            Some(value) if value.get("imageLayoutVersion").and_then(Value::as_str) == Some("1.0.0") => (),
+            Some(_) => bail!("{}: this layout version is not known to this program", layout.display()),
+            None => store.create(&layout)?,
+        }
+        store.clear_up().context("clear up what a crash left")?;
+        Ok(store)
+    }
+
+    fn create(&self, layout: &Path) -> Result<()> {
+        for dir in [self.root.images().join("blobs/sha256"), self.root.layers()] {
+            state::make_private_dir(&dir).with_context(|| dir.display().to_string())?;
+        }
+        let _lock = self.lock()?;
+        if !self.index_file().exists() {
+            self.write_index(&Index::empty())?;
+        }
+        state::write_json(layout, &json!({"imageLayoutVersion": "1.0.0"}), Durability::Synced)
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &DataRoot {
+        &self.root
+    }
+
+    /// The lock to be held while the index is changed, and what goes with that.
+    pub fn lock(&self) -> Result<Lock> {
+        Lock::exclusive(&self.root.images().join(".lock"))
+    }
+
+    fn index_file(&self) -> PathBuf {
+        self.root.images().join("index.json")
+    }
+
+    /// The index of all images.
+    pub fn index(&self) -> Result<Index> {
+        let file = self.index_file();
+        state::read_json(&file)?.with_context(|| format!("{} is missing; the store is damaged", file.display()))
+    }
+
+    /// Writes the index. The caller holds the lock.
+    pub fn write_index(&self, index: &Index) -> Result<()> {
+        state::write_json(&self.index_file(), index, Durability::Synced)
+    }
+
+    /// Where a blob is stored.
+    pub fn blob(&self, digest: &Digest) -> PathBuf {
+        self.root.images().join("blobs/sha256").join(digest.hex())
+    }
+
+    /// Where layers are unpacked.
+    pub fn layers(&self) -> PathBuf {
+        self.root.layers()
+    }
+
+    /// The directory of an unpacked layer, whether it is there or not.
+    pub fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
+        self.root.layers().join(diff_id.hex())
+    }
+
+    /// Deletes a blob; absent is fine. The caller holds the lock, and knows that no image needs it.
+    pub fn delete_blob(&self, digest: &Digest) -> Result<()> {
+        let path = self.blob(digest);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("delete {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads a small blob whole, and checks that it is what its digest says.
+    fn read_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        let path = self.blob(&descriptor.digest);
+        if descriptor.size > DOCUMENT_MAX {
+            bail!("blob {}: {} bytes are too many for a document", descriptor.digest, descriptor.size);
+        }
+        let mut bytes = Vec::new();
+        let read = File::open(&path).and_then(|file| file.take(DOCUMENT_MAX).read_to_end(&mut bytes));
+        read.with_context(|| path.display().to_string())?;
+        if Digest::of(&bytes) != descriptor.digest {
+            bail!(
+                "{} is corrupt: its content is not what its digest says; import or fetch the image again",
+                path.display()
+            );
+        }
+        Ok(bytes)
+    }
+
+    /// The image that a descriptor of the index leads to; of an image for several platforms, the one for this host.
+    pub fn load(&self, descriptor: &Descriptor) -> Result<LoadedImage> {
+        let mut chosen = descriptor.clone();
+        for _ in 0..INDEX_DEPTH {
+            let place = || self.blob(&chosen.digest).display().to_string();
+            let bytes = self.read_blob(&chosen)?;
+            match oci::parse_manifest(&chosen, &bytes).with_context(place)? {
+                ManifestOrIndex::Index(index) => {
+                    let host = oci::host_platform();
+                    chosen = choose(&index, &host).cloned().with_context(|| {
+                        let Platform { os, architecture } = host;
+                        format!("{}: there is no image for {os}/{architecture} in it", place())
+                    })?;
+                }
+                ManifestOrIndex::Manifest(manifest) => {
+                    let config_place = self.blob(&manifest.config.digest);
+                    let bytes = self.read_blob(&manifest.config)?;
+                    let config_value: Value =
+                        serde_json::from_slice(&bytes).with_context(|| config_place.display().to_string())?;
+                    let config = Config::deserialize(&config_value)
+                        .with_context(|| format!("{}: not an image configuration", config_place.display()))?;
+                    if config.rootfs.diff_ids.len() != manifest.layers.len() {
+                        bail!(
+                            "{}: {} layers, but the configuration names {}",
+                            place(),
+                            manifest.layers.len(),
+                            config.rootfs.diff_ids.len()
+                        );
+                    }
+                    let reference = descriptor.ref_name().map(familiar);
+                    return Ok(LoadedImage { reference, digest: chosen.digest, manifest, config, config_value });
+                }
+            }
+        }
+        bail!("blob {}: indexes within indexes, {INDEX_DEPTH} deep", descriptor.digest)
+    }
+
+    /// The image that a user names. Errors with not found (3).
+    pub fn find(&self, reference: &str) -> Result<LoadedImage> {
+        let index = self.index()?;
+        let at = position(&index, reference)?;
+        self.load(&index.manifests[at])
+    }
+
+    /// The document of an image.
+    pub fn document(&self, image: &LoadedImage) -> Result<Document> {
+        let layers = image
+            .layers()
+            .map(|(descriptor, diff_id)| {
+                let path = self.layer_dir(diff_id);
+                Layer {
+                    digest: descriptor.digest.to_string(),
+                    diff_id: diff_id.to_string(),
+                    media_type: descriptor.media_type.clone(),
+                    size: descriptor.size,
+                    path: path.is_dir().then(|| DocPath(path)),
+                }
+            })
+            .collect();
+        let mut document = Document::default();
+        document.set(
+            "image",
+            &Image {
+                reference: image.reference.clone(),
+                digest: image.digest.to_string(),
+                platform: image.config.platform.clone(),
+                config: image.config_value.clone(),
+                layers,
+            },
+        )?;
+        Ok(document)
+    }
+
+    /// Puts a freshly unpacked layer in its place, unless the image was removed meanwhile; then it is deleted, and that
+    /// is an error.
+    pub fn keep_layer(&self, scratch: Scratch, blob: &File, layer: &Descriptor, diff_id: &Digest) -> Result<()> {
+        let _commit = interrupt::commit();
+        let _lock = self.lock()?;
+        let inode = |m: fs::Metadata| (m.dev(), m.ino());
+        let ours = blob.metadata().map(inode)?;
+        if fs::metadata(self.blob(&layer.digest)).map(inode).ok() != Some(ours) {
+            return Err(exit::not_found("the image was removed meanwhile"));
+        }
+        scratch.move_to(&self.layer_dir(diff_id))
+    }
+
+    /// What the images of an index need. Where an image is damaged that cannot be told, and is an error.
+    pub fn uses(&self, manifests: &[Descriptor]) -> Result<Uses> {
+        let mut uses = Uses::default();
+        for descriptor in manifests {
+            self.add_uses(descriptor, &mut uses, false, 0)?;
+        }
+        Ok(uses)
+    }
+
+    /// What one image needs, as far as it can be read: for removing it.
+    pub fn uses_as_far_as_readable(&self, descriptor: &Descriptor) -> Result<Uses> {
+        let mut uses = Uses::default();
+        self.add_uses(descriptor, &mut uses, true, 0)?;
+        Ok(uses)
+    }
+
+    fn add_uses(&self, descriptor: &Descriptor, uses: &mut Uses, lenient: bool, depth: u32) -> Result<()> {
+        if depth > INDEX_DEPTH || !uses.blobs.insert(descriptor.digest.clone()) {
+            return Ok(());
+        }
+        // Of an image for several platforms, other tools store only the one they need.
+        if depth > 0 && !self.blob(&descriptor.digest).exists() {
+            return Ok(());
+        }
+        let parsed = self.read_blob(descriptor).and_then(|bytes| oci::parse_manifest(descriptor, &bytes));
+        match parsed {
+            Ok(ManifestOrIndex::Index(index)) => {
+                for inner in &index.manifests {
+                    self.add_uses(inner, uses, lenient, depth + 1)?;
+                }
+            }
+            Ok(ManifestOrIndex::Manifest(manifest)) => {
+                uses.blobs.insert(manifest.config.digest.clone());
+                uses.blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
+                match self.read_blob(&manifest.config).and_then(|bytes| parse::<Config>(&bytes)) {
+                    Ok(config) => uses.layers.extend(config.rootfs.diff_ids),
+                    Err(_) if lenient => (),
+                    Err(e) => return Err(e).with_context(|| format!("image {}", descriptor.digest)),
+                }
+            }
+            Err(_) if lenient => (),
+            Err(e) => return Err(e).with_context(|| format!("image {}", descriptor.digest)),
+        }
+        Ok(())
+    }
+}
+
+/// Where in the index the image is that a user names. Errors with not found (3), or usage (2) where a prefix is not
+/// unique.
+pub fn position(index: &Index, text: &str) -> Result<usize> {
+    let by_name = |name: &Name| {
+        let familiar_name = name.familiar();
+        index.manifests.iter().position(|d| d.ref_name().map(familiar).as_deref() == Some(&familiar_name))
+    };
+    let by_digest = |digest: &Digest| index.manifests.iter().position(|d| d.digest == *digest);
+    let found = match Reference::parse(text)? {
+        Reference::Name(name) => by_name(&name),
+        Reference::Digest(digest) => by_digest(&digest),
+        Reference::Prefix { hex, name } => match name.as_ref().and_then(by_name) {
+            Some(at) => Some(at),
+            None => {
+                let digests: BTreeSet<&Digest> =
+                    index.manifests.iter().map(|d| &d.digest).filter(|d| d.hex().starts_with(&hex)).collect();
+                if digests.len() > 1 {
+                    return Err(exit::usage(format!("{} images have digests that begin with {hex}", digests.len())));
+                }
+                digests.first().and_then(|digest| by_digest(digest))
+            }
+        },
+    };
+    found.ok_or_else(|| exit::not_found("no such image; 'sheep-images ls' shows what there is"))
+}
+
+/// Gives an image a name in the index. An image that had it keeps its digest only; the image's nameless entry becomes
+/// this one.
+pub fn set_name(index: &mut Index, image: Descriptor, name: &Name) {
+    let name = name.familiar();
+    let mut image = image;
+    image.set_ref_name(Some(&name));
+    let is_other = |d: &Descriptor| d.digest != image.digest;
+    let mut manifests: Vec<Descriptor> = Vec::with_capacity(index.manifests.len() + 1);
+    for mut descriptor in std::mem::take(&mut index.manifests) {
+        if descriptor.ref_name().map(familiar).as_deref() == Some(&name) {
+            descriptor.set_ref_name(None);
+        }
+        manifests.push(descriptor);
+    }
+    manifests.retain(|d| is_other(d) || d.ref_name().is_some());
+    manifests.push(image);
+    // A nameless entry says only that the image is there; one that has a name says that, too.
+    let named: BTreeSet<Digest> =
+        manifests.iter().filter(|d| d.ref_name().is_some()).map(|d| d.digest.clone()).collect();
+    let mut nameless = BTreeSet::new();
+    manifests.retain(|d| d.ref_name().is_some() || (!named.contains(&d.digest) && nameless.insert(d.digest.clone())));
+    index.manifests = manifests;
+}
+
+/// A name as another tool may have written it, in familiar form; one that is no name of ours as it stands.
+pub fn familiar(ref_name: &str) -> String {
+    Name::parse(ref_name).map_or_else(|_| ref_name.to_owned(), |name| name.familiar())
+}
+
+fn choose<'a>(index: &'a Index, host: &Platform) -> Option<&'a Descriptor> {
+    let is = |d: &Descriptor, key: &str, want: &str| {
+        d.platform.as_ref().and_then(|p| p.get(key)).and_then(Value::as_str) == Some(want)
+    };
+    let fits = |d: &&Descriptor| is(d, "os", &host.os) && is(d, "architecture", &host.architecture);
+    // An index of one, without a platform, leaves nothing to choose.
+    index.manifests.iter().find(fits).or(match &index.manifests[..] {
+        [only] if only.platform.is_none() => Some(only),
+        _ => None,
+    })
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    Ok(serde_json::from_slice(bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(digit: &str) -> Descriptor {
+        Descriptor::new(oci::MANIFEST, Digest::parse(&format!("sha256:{}", digit.repeat(64))).unwrap(), 1)
+    }
+
+    fn names(index: &Index) -> Vec<(String, String)> {
+        let short = |d: &Descriptor| d.digest.hex()[..1].to_owned();
+        index.manifests.iter().map(|d| (short(d), d.ref_name().unwrap_or("-").to_owned())).collect()
+    }
+
+    fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+        list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_name_goes_from_one_image_to_another() {
+        let name = |text| Name::parse(text).unwrap();
+        let mut index = Index::empty();
+        set_name(&mut index, image("a"), &name("x"));
+        set_name(&mut index, image("a"), &name("x"));
+        assert_eq!(names(&index), pairs(&[("a", "x:latest")]));
+        set_name(&mut index, image("b"), &name("x"));
+        assert_eq!(names(&index), pairs(&[("a", "-"), ("b", "x:latest")]));
+        set_name(&mut index, image("b"), &name("y"));
+        assert_eq!(names(&index), pairs(&[("a", "-"), ("b", "x:latest"), ("b", "y:latest")]));
+        set_name(&mut index, image("a"), &name("y"));
+        assert_eq!(names(&index), pairs(&[("b", "x:latest"), ("a", "y:latest")]));
+        // As skopeo writes it.
+        let mut foreign = image("c");
+        foreign.set_ref_name(Some("y"));
+        index.manifests = vec![foreign];
+        assert_eq!(position(&index, "y:latest").unwrap(), 0);
+        set_name(&mut index, image("a"), &name("y"));
+        assert_eq!(names(&index), pairs(&[("c", "-"), ("a", "y:latest")]));
+    }
+
+    #[test]
+    fn lookup() {
+        let mut index = Index::empty();
+        set_name(&mut index, image("a"), &Name::parse("x").unwrap());
+        set_name(&mut index, image("b"), &Name::parse("a").unwrap());
+        assert_eq!(position(&index, "x").unwrap(), 0);
+        assert_eq!(position(&index, "docker.io/library/x:latest").unwrap(), 0);
+        assert_eq!(position(&index, "a").unwrap(), 1, "a name comes before a prefix");
+        assert_eq!(position(&index, "aaa").unwrap(), 0);
+        assert_eq!(position(&index, &format!("sha256:{}", "b".repeat(64))).unwrap(), 1);
+        for absent in ["nosuch", "c", "x:v2", &"c".repeat(64)] {
+            assert_eq!(exit::kind(&position(&index, absent).unwrap_err()), Some(exit::Kind::NotFound), "{absent}");
+        }
+    }
+}

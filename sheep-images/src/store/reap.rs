@@ -1,0 +1,50 @@
+//! Clearing up what a crash left: scratch directories that nobody holds, and the blobs and layers they list that no image
+//! needs.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use sheep_overlay::state;
+
+use super::stage::{CANDIDATES, Candidates};
+use super::{Store, users};
+use crate::oci::Digest;
+use crate::scratch::Scratch;
+
+impl Store {
+    /// Clears up. Almost always there is nothing to do, and two directories are listed.
+    pub(super) fn clear_up(&self) -> Result<()> {
+        for scratch in Scratch::leftovers(&self.layers())? {
+            scratch.delete()?;
+        }
+        for stage in Scratch::leftovers(&self.root.images())? {
+            let _lock = self.lock()?;
+            if undo(self, &stage)? { stage.delete()? } else { stage.leave() }
+        }
+        Ok(())
+    }
+}
+
+/// Deletes what a stage lists and no image needs. The caller holds the store's lock. Where the index or an image cannot
+/// be read it cannot be told what is needed: then nothing is deleted, and `false` returned.
+pub fn undo(store: &Store, stage: &Scratch) -> Result<bool> {
+    // A list that a power cut left half-written stands for links that were never made.
+    let list = stage.path().join(CANDIDATES);
+    let Ok(Some(candidates)) = state::read_json::<Candidates>(&list) else { return Ok(true) };
+    let _removal = store.data().lock_layers_for_removal()?;
+    let orphans: BTreeSet<Digest> = candidates.layers.into_iter().collect();
+    let Ok(uses) = store.index().and_then(|index| store.uses(&index.manifests)) else { return Ok(false) };
+    let orphans: BTreeSet<Digest> = orphans.difference(&uses.layers).cloned().collect();
+    if !users::overlays_using(store, &orphans).is_ok_and(|users| users.is_empty()) {
+        return Ok(false);
+    }
+    for digest in candidates.blobs.iter().filter(|digest| !uses.blobs.contains(digest)) {
+        store.delete_blob(digest)?;
+    }
+    for diff_id in &orphans {
+        if let Some(doomed) = Scratch::take_over(&store.layer_dir(diff_id))? {
+            doomed.delete()?;
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,128 @@
+//! Putting an image into the store, and taking one out, so that a crash at any point leaves a whole store.
+//!
+//! Blobs are written in a scratch directory of `images/`, and linked into their place when all are there; then the index
+//! is written; then the unpacked layer gets its place. Before the first link, or before the index loses an image, the
+//! scratch directory gets a list of `candidates`: blobs and layers that nobody may need if the crash comes now. Who
+//! clears up looks at the index to tell ([`super::reap`]).
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use sheep_overlay::state::{self, Durability};
+
+use super::{Store, set_name};
+use crate::interrupt;
+use crate::oci::{self, Descriptor, Digest, Manifest};
+use crate::reference::Name;
+use crate::scratch::Scratch;
+use crate::stream::Summary;
+
+/// The file in a stage that lists what may be left without use.
+pub const CANDIDATES: &str = "candidates";
+
+/// What a crash may leave without use.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Candidates {
+    /// Blobs.
+    pub blobs: Vec<Digest>,
+    /// Unpacked layers, by diffID.
+    pub layers: Vec<Digest>,
+}
+
+/// A place for blobs on their way into the store.
+#[derive(Debug)]
+pub struct Stage {
+    scratch: Scratch,
+}
+
+impl Stage {
+    /// Makes an empty stage.
+    pub fn new(store: &Store) -> Result<Self> {
+        Ok(Stage { scratch: Scratch::new(&store.root.images())? })
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Opens the file into which the layer's blob goes.
+    pub fn layer(&self) -> Result<File> {
+        let path = self.file("layer");
+        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        opened.with_context(|| path.display().to_string())
+    }
+
+    /// Lists what a crash from here on may leave without use.
+    pub fn set_candidates(&self, candidates: &Candidates) -> Result<()> {
+        state::write_json(&self.file(CANDIDATES), candidates, Durability::Rebuildable)
+    }
+
+    /// Puts an image of one layer in the store: the layer's blob is in the stage, the layer itself in `unpacked`.
+    /// Returns the image's descriptor, named.
+    pub fn commit(
+        self,
+        store: &Store,
+        name: &Name,
+        layer: &Summary,
+        unpacked: Scratch,
+        config: &[u8],
+    ) -> Result<Descriptor> {
+        let media_type = format!("{}{}", oci::LAYER, layer.codec.media_suffix());
+        let config_descriptor = Descriptor::new(oci::CONFIG, Digest::of(config), config.len() as u64);
+        let manifest = serde_json::to_vec(&Manifest {
+            schema_version: 2,
+            media_type: Some(oci::MANIFEST.to_owned()),
+            config: config_descriptor.clone(),
+            layers: vec![Descriptor::new(&media_type, layer.digest.clone(), layer.size)],
+        })?;
+        let image = Descriptor::new(oci::MANIFEST, Digest::of(&manifest), manifest.len() as u64);
+        let blobs = [("layer", &layer.digest), ("config", &config_descriptor.digest), ("manifest", &image.digest)];
+        for (file, bytes) in [("config", config), ("manifest", &manifest)] {
+            let path = self.file(file);
+            state::write_atomic(&path, bytes, Durability::Rebuildable).with_context(|| path.display().to_string())?;
+        }
+        self.set_candidates(&Candidates {
+            blobs: blobs.iter().map(|(_, digest)| (*digest).clone()).collect(),
+            layers: vec![layer.diff_id.clone()],
+        })?;
+        // The one sync for the blobs and the layer: they must be on the disk before anything points to them.
+        rustix::fs::syncfs(unpacked.fd()).context("sync")?;
+        let _commit = interrupt::commit();
+        let _lock = store.lock()?;
+        let result = self.publish(store, name, &image, &blobs);
+        match result {
+            Ok(named) => {
+                unpacked.move_to(&store.layer_dir(&layer.diff_id))?;
+                Ok(named)
+            }
+            Err(error) => {
+                // The error that led here matters more than one from undoing.
+                let _ = super::reap::undo(store, &self.scratch);
+                Err(error)
+            }
+        }
+    }
+
+    fn publish(&self, store: &Store, name: &Name, image: &Descriptor, blobs: &[(&str, &Digest)]) -> Result<Descriptor> {
+        let mut index = store.index()?;
+        for (file, digest) in blobs {
+            let place = store.blob(digest);
+            match fs::hard_link(self.file(file), &place) {
+                Ok(()) => (),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => (),
+                Err(e) => return Err(e).with_context(|| place.display().to_string()),
+            }
+        }
+        let dir = store.root.images().join("blobs/sha256");
+        File::open(&dir).and_then(|dir| dir.sync_all()).with_context(|| format!("sync {}", dir.display()))?;
+        set_name(&mut index, image.clone(), name);
+        store.write_index(&index)?;
+        let mut named = image.clone();
+        named.set_ref_name(Some(&name.familiar()));
+        Ok(named)
+    }
+}

@@ -1,0 +1,502 @@
+//! A tar archive as a stream of members: long names, pax attributes and sparse maps are resolved here, contents are
+//! handed out as they come.
+
+use std::io::{self, BufRead, Read};
+
+use anyhow::{Context, Result, bail};
+
+use super::header::{self, BLOCK, Header};
+use super::pax;
+
+/// Long names and pax headers are kept in memory; no real one is nearly as long.
+const EXTENSION_MAX: u64 = 8 << 20;
+/// Regions of data in a sparse file.
+const SPARSE_MAX: usize = 1 << 20;
+
+/// What a member is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// Another name of a member that came before.
+    HardLink,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+    /// A FIFO.
+    Fifo,
+}
+
+/// A member of an archive.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The name as it stands in the archive: nothing is checked yet.
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
+    /// The target of a link.
+    pub link: Vec<u8>,
+    /// Mode bits, the lower twelve.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of the last change: seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Extended attributes.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+    /// The file's size.
+    pub size: u64,
+    /// Where the content goes: offset and length of each region of data, in order. What is between them is holes.
+    pub regions: Vec<(u64, u64)>,
+}
+
+/// A tar archive that is being read.
+pub struct Archive<R> {
+    input: R,
+    /// Where in the archive the reader is, for error messages.
+    at: u64,
+    /// Bytes of the member's content not read yet, and the padding after them.
+    left: u64,
+    padding: u64,
+    /// Records of global pax headers.
+    global: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl<R: BufRead> Archive<R> {
+    /// Begins to read.
+    pub fn new(input: R) -> Self {
+        Archive { input, at: 0, left: 0, padding: 0, global: Vec::new() }
+    }
+
+    /// The next member. After the last one, the rest of the input is read and checked, and `None` returned. Content that
+    /// was not read is passed over.
+    pub fn next(&mut self) -> Result<Option<Member>> {
+        self.skip(self.left)?;
+        self.left = 0;
+        self.skip(self.padding)?;
+        self.padding = 0;
+        let mut local: Option<Vec<(Vec<u8>, Vec<u8>)>> = None;
+        let (mut long_name, mut long_link) = (None, None);
+        loop {
+            let start = self.at;
+            let mut block = [0; BLOCK];
+            if !self.read_block(&mut block)? {
+                if start == 0 {
+                    bail!("it is empty, and not a tar archive");
+                }
+                bail!("the archive is cut short: it ends without its end mark");
+            }
+            let header = Header(&block);
+            if header.is_zero() {
+                if local.is_some() || long_name.is_some() || long_link.is_some() {
+                    bail!("the archive is damaged: it ends where a member should follow its extended header");
+                }
+                self.read_end()?;
+                return Ok(None);
+            }
+            if !header.checksum_fits() {
+                if start == 0 {
+                    bail!("it is not a tar archive");
+                }
+                bail!("the archive is damaged: no valid header at byte {start}");
+            }
+            match header.typeflag() {
+                b'L' => long_name = Some(until_nul(self.read_extension(&header)?)),
+                b'K' => long_link = Some(until_nul(self.read_extension(&header)?)),
+                b'x' | b'X' => local = Some(self.read_pax(&header)?),
+                b'g' => {
+                    let records = self.read_pax(&header)?;
+                    self.global.extend(records);
+                }
+                _ => {
+                    let attributes = Attributes { global: &self.global, local: local.as_deref().unwrap_or(&[]) };
+                    let name =
+                        attributes.get(b"path").map(<[u8]>::to_vec).or(long_name).unwrap_or_else(|| header.name());
+                    let link = attributes
+                        .get(b"linkpath")
+                        .map(<[u8]>::to_vec)
+                        .or(long_link)
+                        .unwrap_or_else(|| header.link_name().to_vec());
+                    let member = basic_member(&header, &attributes, name, link)
+                        .with_context(|| format!("the archive is damaged: header at byte {start}"))?;
+                    let Some(mut member) = member else {
+                        // A volume label is no file.
+                        (local, long_name, long_link) = (None, None, None);
+                        continue;
+                    };
+                    self.left = member.size;
+                    self.padding = padding(member.size);
+                    let sparse = sparse_of(&attributes);
+                    self.read_sparse(&header, sparse, &mut member)
+                        .with_context(|| format!("member {}: sparse map", shown(&member.name)))?;
+                    return Ok(Some(member));
+                }
+            }
+        }
+    }
+
+    /// The next piece of the member's content, at most `most` bytes; call [`Archive::consume`] with what was taken of it.
+    /// Content that ends early is an error.
+    pub fn content(&mut self, most: u64) -> io::Result<&[u8]> {
+        let most = most.min(self.left);
+        let piece = self.input.fill_buf()?;
+        if piece.is_empty() && most > 0 {
+            return Err(cut_short());
+        }
+        Ok(&piece[..piece.len().min(usize::try_from(most).unwrap_or(usize::MAX))])
+    }
+
+    /// Takes `n` bytes of the piece that [`Archive::content`] gave.
+    pub fn consume(&mut self, n: usize) {
+        self.input.consume(n);
+        self.at += n as u64;
+        self.left -= n as u64;
+    }
+
+    /// The input, after the archive was read to its end.
+    pub fn into_input(self) -> R {
+        self.input
+    }
+
+    /// After a zero block: what follows may only be zeros, to the end of the input. One zero block before the end of
+    /// the input is enough, as for GNU tar.
+    fn read_end(&mut self) -> Result<()> {
+        loop {
+            let piece = self.input.fill_buf()?;
+            if piece.is_empty() {
+                return Ok(());
+            }
+            if let Some(at) = piece.iter().position(|&b| b != 0) {
+                bail!("something follows the end of the archive, at byte {}", self.at + at as u64);
+            }
+            let n = piece.len();
+            self.input.consume(n);
+            self.at += n as u64;
+        }
+    }
+
+    fn read_block(&mut self, block: &mut [u8; BLOCK]) -> io::Result<bool> {
+        let mut filled = 0;
+        while filled < BLOCK {
+            match self.input.read(&mut block[filled..]) {
+                Ok(0) if filled == 0 => return Ok(false),
+                Ok(0) => return Err(cut_short()),
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => (),
+                Err(e) => return Err(e),
+            }
+        }
+        self.at += BLOCK as u64;
+        Ok(true)
+    }
+
+    fn skip(&mut self, mut n: u64) -> io::Result<()> {
+        while n > 0 {
+            let piece = self.input.fill_buf()?.len();
+            if piece == 0 {
+                return Err(cut_short());
+            }
+            let step = usize::try_from(n).unwrap_or(usize::MAX).min(piece);
+            self.input.consume(step);
+            self.at += step as u64;
+            n -= step as u64;
+        }
+        Ok(())
+    }
+
+    fn read_extension(&mut self, header: &Header<'_>) -> Result<Vec<u8>> {
+        let at = self.at;
+        let size = header.size().and_then(|size| u64::try_from(size).ok());
+        let size = size.with_context(|| format!("the archive is damaged: size of the extended header at byte {at}"))?;
+        if size > EXTENSION_MAX {
+            bail!("the extended header at byte {at} has {size} bytes; more than {EXTENSION_MAX} are refused");
+        }
+        let mut data = Vec::new();
+        let got = (&mut self.input).take(size).read_to_end(&mut data)? as u64;
+        self.at += got;
+        if got < size {
+            return Err(cut_short().into());
+        }
+        self.skip(padding(size))?;
+        Ok(data)
+    }
+
+    fn read_pax(&mut self, header: &Header<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let at = self.at;
+        let data = self.read_extension(header)?;
+        let records = pax::records(&data);
+        let records = records.with_context(|| format!("the archive is damaged: malformed pax header at byte {at}"))?;
+        Ok(records.into_iter().map(|(key, value)| (key.to_vec(), value.to_vec())).collect())
+    }
+
+    /// Fills in size and regions of a sparse member; others have one region.
+    fn read_sparse(
+        &mut self,
+        header: &Header<'_>,
+        sparse: Result<Option<PaxSparse>>,
+        member: &mut Member,
+    ) -> Result<()> {
+        let stored = member.size;
+        let is_file = member.kind == Kind::File;
+        let (real_size, map) = match sparse? {
+            Some(sparse) if is_file => {
+                let map = match sparse.map {
+                    Some(map) => map,
+                    None => self.read_map_in_content()?,
+                };
+                if let Some(name) = sparse.name {
+                    member.name = name;
+                }
+                (sparse.real_size, map)
+            }
+            _ if header.typeflag() == b'S' => {
+                let (mut entries, mut more) = header.sparse_entries();
+                let mut map = entries.take().context("bad number")?;
+                while more {
+                    let mut block = [0; BLOCK];
+                    if !self.read_block(&mut block)? {
+                        return Err(cut_short().into());
+                    }
+                    (entries, more) = header::sparse_extension(&block);
+                    map.extend(entries.take().context("bad number")?);
+                    if map.len() > SPARSE_MAX {
+                        bail!("more than {SPARSE_MAX} regions");
+                    }
+                }
+                let unsigned = |n: i64| u64::try_from(n).context("negative number");
+                let map =
+                    map.into_iter().map(|(at, len)| Ok((unsigned(at)?, unsigned(len)?))).collect::<Result<_>>()?;
+                (unsigned(header.sparse_real_size().context("bad size")?)?, map)
+            }
+            _ => {
+                if is_file && stored > 0 {
+                    member.regions = vec![(0, stored)];
+                }
+                return Ok(());
+            }
+        };
+        check_map(&map, real_size, self.left)?;
+        member.regions = map;
+        member.size = real_size;
+        Ok(())
+    }
+
+    /// Format 1.0 puts the map before the data: decimal numbers, a line each, padded to whole blocks.
+    fn read_map_in_content(&mut self) -> Result<Vec<(u64, u64)>> {
+        let mut text: Vec<u8> = Vec::new();
+        let mut numbers = Vec::new();
+        loop {
+            let mut block = [0; BLOCK];
+            if self.left < BLOCK as u64 || !self.read_block(&mut block)? {
+                bail!("it is longer than the member");
+            }
+            self.left -= BLOCK as u64;
+            text.extend_from_slice(&block);
+            while let Some(end) = text.iter().position(|&b| b == b'\n') {
+                numbers.push(pax::decimal(&text[..end]).context("bad number")?);
+                text.drain(..=end);
+                let count = numbers.first().copied().unwrap_or(0);
+                if count > SPARSE_MAX as u64 {
+                    bail!("more than {SPARSE_MAX} regions");
+                }
+                if numbers.len() as u64 == 1 + 2 * count {
+                    return Ok(numbers[1..].chunks_exact(2).map(|pair| (pair[0], pair[1])).collect());
+                }
+            }
+            if text.len() > BLOCK {
+                bail!("bad number");
+            }
+        }
+    }
+}
+
+/// Pax records that hold for a member: its own before global ones, the last before earlier ones. An empty value takes
+/// back what the header or a global record says.
+struct Attributes<'a> {
+    global: &'a [(Vec<u8>, Vec<u8>)],
+    local: &'a [(Vec<u8>, Vec<u8>)],
+}
+
+impl Attributes<'_> {
+    fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        let find = |list: &'_ [(Vec<u8>, Vec<u8>)]| list.iter().rposition(|(k, _)| k == key);
+        let value = match (find(self.local), find(self.global)) {
+            (Some(at), _) => &self.local[at].1,
+            (None, Some(at)) => &self.global[at].1,
+            (None, None) => return None,
+        };
+        (!value.is_empty()).then_some(value)
+    }
+
+    fn number(&self, key: &[u8]) -> Result<Option<u64>> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        let value = pax::decimal(text);
+        value.map(Some).with_context(|| format!("pax record {}", shown(&[key, b"=", text].concat())))
+    }
+
+    fn xattrs(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut found: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        for (key, value) in self.global.iter().chain(self.local) {
+            let Some(name) = key.strip_prefix(b"SCHILY.xattr.") else { continue };
+            let name = pax::xattr_name(name);
+            found.retain(|(other, _)| *other != name);
+            found.push((name, value.clone()));
+        }
+        found
+    }
+}
+
+struct PaxSparse {
+    name: Option<Vec<u8>>,
+    real_size: u64,
+    /// `None` where the map is in the content (format 1.0).
+    map: Option<Vec<(u64, u64)>>,
+}
+
+fn sparse_of(attributes: &Attributes<'_>) -> Result<Option<PaxSparse>> {
+    let name = attributes.get(b"GNU.sparse.name").map(<[u8]>::to_vec);
+    if let Some(major) = attributes.number(b"GNU.sparse.major")? {
+        let minor = attributes.number(b"GNU.sparse.minor")?.unwrap_or(0);
+        if (major, minor) != (1, 0) {
+            bail!("format {major}.{minor} is not known");
+        }
+        let real_size = attributes.number(b"GNU.sparse.realsize")?.context("no GNU.sparse.realsize")?;
+        return Ok(Some(PaxSparse { name, real_size, map: None }));
+    }
+    let Some(real_size) = attributes.number(b"GNU.sparse.size")? else { return Ok(None) };
+    let mut numbers = Vec::new();
+    if let Some(text) = attributes.get(b"GNU.sparse.map") {
+        // 0.1: one list.
+        for part in text.split(|&b| b == b',') {
+            numbers.push(pax::decimal(part).context("bad number")?);
+        }
+    } else {
+        // 0.0: a record for each number, in order.
+        for (key, value) in attributes.local {
+            if key == b"GNU.sparse.offset" || key == b"GNU.sparse.numbytes" {
+                numbers.push(pax::decimal(value).context("bad number")?);
+            }
+        }
+    }
+    if numbers.len() % 2 != 0 || numbers.len() / 2 > SPARSE_MAX {
+        bail!("bad number of regions");
+    }
+    let map = numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
+    Ok(Some(PaxSparse { name, real_size, map: Some(map) }))
+}
+
+/// Regions must be in order, within the file, and together exactly as long as the content.
+fn check_map(map: &[(u64, u64)], real_size: u64, stored: u64) -> Result<()> {
+    let (mut end, mut total) = (0u64, 0u64);
+    for &(at, len) in map {
+        if at < end {
+            bail!("regions overlap or are out of order");
+        }
+        if len > 0 && total % BLOCK as u64 != 0 {
+            bail!("a region does not begin at a block");
+        }
+        end = at.checked_add(len).context("a region ends nowhere")?;
+        total = total.checked_add(len).context("too long")?;
+    }
+    if end > real_size {
+        bail!("a region ends after the file's {real_size} bytes");
+    }
+    if total != stored {
+        bail!("the regions have {total} bytes together, the content has {stored}");
+    }
+    Ok(())
+}
+
+/// The member that a header and its attributes describe, its size being that of the content in the archive. `None` for
+/// what is no file.
+fn basic_member(
+    header: &Header<'_>,
+    attributes: &Attributes<'_>,
+    name: Vec<u8>,
+    link: Vec<u8>,
+) -> Result<Option<Member>> {
+    let size = match attributes.number(b"size")? {
+        // The header's own field holds only what fits; where both are given, the pax record is right.
+        Some(size) => size,
+        None => u64::try_from(header.size().context("size")?).context("negative size")?,
+    };
+    let kind = match header.typeflag() {
+        b'0' | 0 | b'7' if name.ends_with(b"/") => {
+            if size > 0 {
+                bail!("member {} is a directory by its name and has content", shown(&name));
+            }
+            Kind::Directory
+        }
+        b'0' | 0 | b'7' | b'S' => Kind::File,
+        b'1' => Kind::HardLink,
+        b'2' => Kind::Symlink,
+        b'3' => Kind::CharDevice,
+        b'4' => Kind::BlockDevice,
+        b'5' | b'D' => Kind::Directory,
+        b'6' => Kind::Fifo,
+        b'V' => return Ok(None),
+        b'M' => bail!("member {} continues another archive; join the volumes first", shown(&name)),
+        other => bail!("member {}: type {:?} is not known", shown(&name), char::from(other)),
+    };
+    // Only files have content, and the list of files in GNU's incremental archives. Others may carry a size that means
+    // nothing: the next header follows directly, as for GNU tar and Go.
+    let size = if kind == Kind::File || header.typeflag() == b'D' { size } else { 0 };
+    let id = |record: Option<u64>, field: Option<i64>, what: &str| {
+        let value = record.map_or(field, |n| i64::try_from(n).ok()).and_then(|n| u32::try_from(n).ok());
+        // The highest number means "leave as it is" to chown.
+        value.filter(|&n| n != u32::MAX).with_context(|| format!("member {}: {what} is out of range", shown(&name)))
+    };
+    let mtime = match attributes.get(b"mtime") {
+        Some(text) => pax::time(text).context("mtime")?,
+        None => (header.mtime().context("mtime")?, 0),
+    };
+    let device = match kind {
+        Kind::CharDevice | Kind::BlockDevice => {
+            let (major, minor) = header.device().context("device number")?;
+            (u32::try_from(major).context("device number")?, u32::try_from(minor).context("device number")?)
+        }
+        _ => (0, 0),
+    };
+    Ok(Some(Member {
+        kind,
+        link,
+        mode: u32::try_from(header.mode().context("mode")? & 0o7777)?,
+        uid: id(attributes.number(b"uid")?, header.uid(), "owner")?,
+        gid: id(attributes.number(b"gid")?, header.gid(), "group")?,
+        mtime,
+        xattrs: attributes.xattrs(),
+        device,
+        size,
+        regions: Vec::new(),
+        name,
+    }))
+}
+
+/// A name for an error message.
+pub fn shown(name: &[u8]) -> String {
+    format!("'{}'", String::from_utf8_lossy(name))
+}
+
+fn padding(size: u64) -> u64 {
+    size.wrapping_neg() % BLOCK as u64
+}
+
+fn until_nul(mut name: Vec<u8>) -> Vec<u8> {
+    if let Some(end) = name.iter().position(|&b| b == 0) {
+        name.truncate(end);
+    }
+    name
+}
+
+fn cut_short() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the archive is cut short")
+}

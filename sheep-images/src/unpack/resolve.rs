@@ -1,0 +1,195 @@
+//! Directories of a layer that is being unpacked, found beneath its root whatever symbolic links are in the way.
+
+use std::ffi::OsStr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::archive::shown;
+
+/// The kernel's own limits: what is longer could not be reached by anybody.
+const PATH_MAX: usize = 4095;
+const DEPTH_MAX: usize = 1024;
+const SYMLINKS_MAX: u32 = 40;
+
+/// A name in an archive as a path beneath the root: no leading or doubled slashes, no `.`; the root itself is empty. A
+/// name that is absolute or climbs is refused.
+pub fn clean(name: &[u8]) -> Result<Vec<u8>> {
+    if name.is_empty() {
+        bail!("the name is empty");
+    }
+    if name.starts_with(b"/") {
+        bail!("the name is absolute");
+    }
+    if name.contains(&0) {
+        bail!("the name contains a NUL");
+    }
+    let mut path = Vec::with_capacity(name.len());
+    let mut depth = 0;
+    for part in name.split(|&b| b == b'/') {
+        match part {
+            b"" | b"." => (),
+            b".." => bail!("the name climbs with '..'"),
+            part => {
+                if depth > 0 {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(part);
+                depth += 1;
+            }
+        }
+    }
+    if path.len() > PATH_MAX || depth > DEPTH_MAX {
+        bail!("the name has {} bytes and {depth} parts; more than {PATH_MAX} and {DEPTH_MAX} are refused", path.len());
+    }
+    Ok(path)
+}
+
+/// Parent and last part of a clean path that is not the root.
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&b| b == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// A directory beneath the root.
+#[derive(Debug)]
+pub struct Found {
+    /// An O_PATH descriptor of it.
+    pub fd: OwnedFd,
+    /// Where it really is: a clean path without symbolic links.
+    pub path: Vec<u8>,
+    /// The directories on the way that were not there and were made, mode 0700, outermost first.
+    pub made: Vec<Vec<u8>>,
+}
+
+/// Opens the directory `path` (clean) beneath `root`. Symbolic links on the way are followed as in a root of their own:
+/// an absolute one begins at `root`, one that climbs above it is refused. With `make`, what is missing is made.
+pub fn open_dir(root: BorrowedFd<'_>, path: &[u8], make: bool) -> Result<Found> {
+    match open_plain(root, path, OFlags::PATH) {
+        Ok(fd) => Ok(Found { fd, path: path.to_vec(), made: Vec::new() }),
+        Err(Errno::LOOP | Errno::NOENT) => walk(root, path, make),
+        Err(e) => Err(e).with_context(|| format!("its directory {}", shown(path))),
+    }
+}
+
+/// Opens a directory on whose path there is no symbolic link.
+pub fn open_plain(root: BorrowedFd<'_>, path: &[u8], access: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = access | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let path = OsStr::from_bytes(if path.is_empty() { b"." } else { path });
+    rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+}
+
+/// Goes part by part. Nobody else works in this tree, so looking first and acting then is safe; and no call here follows
+/// a link by itself.
+fn walk(root: BorrowedFd<'_>, path: &[u8], make: bool) -> Result<Found> {
+    let mut todo: Vec<Vec<u8>> = path.split(|&b| b == b'/').rev().map(<[u8]>::to_vec).collect();
+    let mut here: Vec<u8> = Vec::new();
+    let mut made = Vec::new();
+    let mut links = 0;
+    while let Some(part) = todo.pop() {
+        match &part[..] {
+            b"" | b"." => continue,
+            b".." => {
+                if here.is_empty() {
+                    bail!("its directory {} leads out of the root by a symbolic link", shown(path));
+                }
+                here = split(&here).0.to_vec();
+                continue;
+            }
+            _ => (),
+        }
+        let next = if here.is_empty() { part.clone() } else { [&here, &b"/"[..], &part].concat() };
+        if next.len() > PATH_MAX {
+            bail!("its directory {} is too long", shown(path));
+        }
+        let parent = open_plain(root, &here, OFlags::PATH).with_context(|| format!("directory {}", shown(&here)))?;
+        let name = OsStr::from_bytes(&part);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) if make => {
+                rustix::fs::mkdirat(&parent, name, Mode::RWXU)
+                    .with_context(|| format!("make directory {}", shown(&next)))?;
+                made.push(next.clone());
+                here = next;
+                continue;
+            }
+            Err(e) => return Err(e).with_context(|| format!("its directory {}", shown(&next))),
+        };
+        let stat = rustix::fs::fstat(&fd).with_context(|| shown(&next))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => here = next,
+            FileType::Symlink => {
+                links += 1;
+                if links > SYMLINKS_MAX {
+                    bail!("its directory {} goes through too many symbolic links", shown(path));
+                }
+                let target = rustix::fs::readlinkat(&parent, name, Vec::new()).with_context(|| shown(&next))?;
+                let target = target.into_bytes();
+                if target.starts_with(b"/") {
+                    here.clear();
+                }
+                todo.extend(target.split(|&b| b == b'/').rev().map(<[u8]>::to_vec));
+            }
+            _ => bail!("its directory {} is no directory", shown(&next)),
+        }
+    }
+    let fd = open_plain(root, &here, OFlags::PATH).with_context(|| format!("directory {}", shown(&here)))?;
+    Ok(Found { fd, path: here, made })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn names() {
+        for (name, want) in [
+            (&b"a"[..], &b"a"[..]),
+            (b"./a/./b//c/", b"a/b/c"),
+            (b"./", b""),
+            (b".", b""),
+            (b"...", b"..."),
+            (b"a/..b", b"a/..b"),
+        ] {
+            assert_eq!(clean(name).unwrap(), want);
+        }
+        let deep = b"a/".repeat(1025);
+        for bad in [&b""[..], b"/", b"/a", b"..", b"a/..", b"./../a", b"a/../../b", b"a\0b", &deep] {
+            assert!(clean(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(split(b"a/b/c"), (&b"a/b"[..], &b"c"[..]));
+        assert_eq!(split(b"a"), (&b""[..], &b"a"[..]));
+    }
+
+    #[test]
+    fn links_stay_beneath() {
+        let top = std::env::temp_dir().join(format!("sheep-resolve-{}", sheep_overlay::state::new_id().unwrap()));
+        fs::create_dir_all(top.join("usr/bin")).unwrap();
+        for (target, link) in
+            [("usr/bin", "bin"), ("/usr", "abs"), ("../usr", "climbs"), ("loop", "loop"), ("bin/../../..", "usr/up")]
+        {
+            symlink(target, top.join(link)).unwrap();
+        }
+        fs::write(top.join("file"), "").unwrap();
+        let root = File::open(&top).unwrap();
+        let find = |path: &[u8]| open_dir(root.as_fd(), path, true).map(|found| (found.path, found.made.len()));
+        assert_eq!(find(b"").unwrap(), (b"".to_vec(), 0));
+        assert_eq!(find(b"bin").unwrap(), (b"usr/bin".to_vec(), 0));
+        assert_eq!(find(b"abs/bin").unwrap(), (b"usr/bin".to_vec(), 0));
+        assert_eq!(find(b"bin/x/y").unwrap(), (b"usr/bin/x/y".to_vec(), 2));
+        for bad in [&b"climbs"[..], b"climbs/x", b"loop", b"file", b"file/x", b"usr/up"] {
+            assert!(find(bad).is_err(), "{}", shown(bad));
+        }
+        assert!(!top.parent().unwrap().join("x").exists());
+        fs::remove_dir_all(top).unwrap();
+    }
+}
