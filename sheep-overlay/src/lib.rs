@@ -10,6 +10,7 @@ pub mod diff;
 pub mod doc;
 pub mod exit;
 pub mod find;
+pub mod inode;
 pub mod inspect;
 pub mod layer;
 pub mod lowers;
@@ -18,10 +19,12 @@ pub mod mount;
 pub mod mountpoint;
 pub mod record;
 pub mod remove;
+pub mod stack;
 pub mod state;
 pub mod sys;
 pub mod take_up;
 pub mod umount;
+pub mod walk;
 
 use anyhow::Result;
 

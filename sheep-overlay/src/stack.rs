@@ -1,0 +1,303 @@
+//! The merged view of lower directories, read without mounting: what OverlayFS would show of the same stack.
+//!
+//! A name is looked for from the top; a whiteout or anything that is no directory hides what is below, directories
+//! merge until one is opaque. Everything is reached beneath the lowers' descriptors, no symbolic link is followed.
+//! Mounts below a lower are not entered, as OverlayFS does not show them: as root we read a private clone of each
+//! lower's mount, where they are absent; without the right to clone, a directory that is a mount point counts as empty.
+
+use std::collections::HashSet;
+use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, StatxFlags, fgetxattr, fstat, openat, stat, statat, statx,
+};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::layer::{self, Marks, Opaque};
+
+/// `STATX_ATTR_MOUNT_ROOT`: the inode is the root of a mount.
+const MOUNT_ROOT: u64 = 0x2000;
+
+/// A stack of lowers, opened for reading.
+#[derive(Debug)]
+pub struct Stack {
+    lowers: Vec<Lower>,
+    marks: Marks,
+    /// A directory of the overlay itself, should a lower contain it: shown as empty.
+    hidden: Option<(u64, u64)>,
+    noatime: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Lower {
+    fd: OwnedFd,
+    path: PathBuf,
+    /// Whether `fd` is of a clone of the mount, in which nothing is mounted on anything.
+    cloned: bool,
+}
+
+/// A directory of the merged view.
+#[derive(Debug)]
+pub struct Dir {
+    /// The directories that merge into it, top first; none if the view has no directory of this name.
+    layers: Vec<Layer>,
+    /// Its attributes: those of the topmost.
+    stat: Option<Stat>,
+    /// It is to be taken for empty.
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Layer {
+    fd: OwnedFd,
+    mark: Opaque,
+    /// Its place in `Stack::lowers`.
+    lower: usize,
+}
+
+/// An entry of a directory.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its name.
+    pub name: CString,
+    /// Its type, never unknown.
+    pub kind: FileType,
+    /// Which of the directory's layers it stands in: the topmost that has it.
+    pub layer: usize,
+}
+
+impl Dir {
+    /// A directory that the stack does not have: nothing is in it.
+    pub fn absent() -> Self {
+        Dir { layers: Vec::new(), stat: None, closed: true }
+    }
+
+    /// The attributes; `None` if the stack has no such directory.
+    pub fn stat(&self) -> Option<&Stat> {
+        self.stat.as_ref()
+    }
+
+    /// The open directory in the layer that an [`Entry`] or [`Stack::lookup`] named.
+    pub fn layer(&self, layer: usize) -> BorrowedFd<'_> {
+        self.layers[layer].fd.as_fd()
+    }
+
+    /// The topmost open directory; `None` if the stack has no such directory.
+    pub fn top(&self) -> Option<BorrowedFd<'_>> {
+        self.layers.first().map(|layer| layer.fd.as_fd())
+    }
+
+    /// How many descriptors it holds.
+    pub fn descriptors(&self) -> usize {
+        self.layers.len()
+    }
+}
+
+impl Stack {
+    /// Opens the lowers (bottom first, as everywhere). `hidden` is a directory that is shown as empty wherever it
+    /// appears: the overlay's own, which would else be copied into itself.
+    pub fn open(lowers: &[PathBuf], hidden: Option<&Path>) -> Result<Self> {
+        allow_descriptors(lowers.len());
+        let opened = lowers.iter().rev().map(|path| {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let clone = open_tree(CWD, path, flags);
+            let cloned = clone.is_ok();
+            let fd = match &clone {
+                Ok(tree) => openat(tree, c".", DIRECTORY, Mode::empty()),
+                // Not root, an old kernel, or a mount with parts that must stay hidden.
+                Err(_) => openat(CWD, path, DIRECTORY, Mode::empty()),
+            };
+            let fd = fd.with_context(|| format!("lower {}", path.display()))?;
+            Ok(Lower { fd, path: path.clone(), cloned })
+        });
+        let lowers = opened.collect::<Result<Vec<_>>>()?;
+        let hidden = match hidden {
+            Some(dir) => {
+                let stat = stat(dir).with_context(|| dir.display().to_string())?;
+                Some((stat.st_dev, stat.st_ino))
+            }
+            None => None,
+        };
+        let noatime = AtomicBool::new(rustix::process::geteuid().is_root());
+        Ok(Stack { lowers, marks: Marks::of_this_process(), hidden, noatime })
+    }
+
+    /// The root of the merged view.
+    pub fn root(&self) -> Result<Dir> {
+        let mut dir = Dir::absent();
+        for (lower, opened) in self.lowers.iter().enumerate() {
+            let added = openat(&opened.fd, c".", DIRECTORY, Mode::empty())
+                .map_err(anyhow::Error::from)
+                .and_then(|fd| self.add(&mut dir, fd, lower));
+            if !added.with_context(|| format!("lower {}", opened.path.display()))? {
+                break;
+            }
+        }
+        // A lower that is the root of a mount is meant to be read; it is no mount below a lower.
+        dir.closed = dir.stat.is_none();
+        Ok(dir)
+    }
+
+    /// The directory `name` in `dir`; [`Dir::absent`] where the view has none. `path` is `dir`'s own, for messages.
+    pub fn child(&self, dir: &Dir, name: &CStr, path: &[u8]) -> Result<Dir> {
+        let mut child = Dir::absent();
+        if dir.closed {
+            return Ok(child);
+        }
+        for (at, layer) in dir.layers.iter().enumerate() {
+            let go_on = match self.open_at(layer.fd.as_fd(), name, OFlags::DIRECTORY) {
+                Ok(fd) => self.add(&mut child, fd, layer.lower),
+                Err(Errno::NOENT) => Ok(true),
+                Err(Errno::NOTDIR | Errno::LOOP) => Ok(false),
+                Err(e) => Err(e.into()),
+            };
+            if !go_on.with_context(|| self.describe(dir, at, path, name))? || (child.closed && child.stat.is_some()) {
+                break;
+            }
+            if child.stat.is_some() && at + 1 < dir.layers.len() && self.is_redirected(&child) {
+                let place = self.describe(dir, at, path, name);
+                bail!(
+                    "{place}: renamed in its layer (overlay.redirect); such a layer cannot be read without OverlayFS"
+                );
+            }
+        }
+        Ok(child)
+    }
+
+    /// Adds a layer to a directory; false where the ones below are hidden by it.
+    fn add(&self, dir: &mut Dir, fd: OwnedFd, lower: usize) -> Result<bool> {
+        if dir.stat.is_none() {
+            let stat = fstat(&fd)?;
+            dir.closed = self.hidden == Some((stat.st_dev, stat.st_ino));
+            if !self.lowers[lower].cloned {
+                let found = statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+                dir.closed |= found.stx_attributes.bits() & MOUNT_ROOT != 0;
+            }
+            dir.stat = Some(stat);
+        }
+        let mark = layer::opaque(&fd, self.marks)?;
+        dir.layers.push(Layer { fd, mark, lower });
+        Ok(mark != Opaque::Yes)
+    }
+
+    fn is_redirected(&self, dir: &Dir) -> bool {
+        let redirect = layer::REDIRECT[self.marks as usize];
+        // Its value does not matter.
+        let has = |layer: &Layer| matches!(fgetxattr(&layer.fd, redirect, &mut [0u8; 1]), Ok(_) | Err(Errno::RANGE));
+        dir.layers.last().is_some_and(has)
+    }
+
+    /// The entries of a directory, in no order. `buffer` is scratch space.
+    pub fn list(&self, dir: &Dir, path: &[u8], buffer: &mut [MaybeUninit<u8>]) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        if dir.closed {
+            return Ok(entries);
+        }
+        let merges = dir.layers.len() > 1;
+        let mut seen = HashSet::new();
+        for (at, layer) in dir.layers.iter().enumerate() {
+            let list = self.list_layer(layer, at, buffer, |entry, hides| {
+                if merges && !seen.insert(entry.name.clone()) {
+                    return;
+                }
+                if !hides {
+                    entries.push(entry);
+                }
+            });
+            list.with_context(|| self.describe(dir, at, path, c""))?;
+        }
+        Ok(entries)
+    }
+
+    fn list_layer(
+        &self,
+        layer: &Layer,
+        at: usize,
+        buffer: &mut [MaybeUninit<u8>],
+        mut found: impl FnMut(Entry, bool),
+    ) -> Result<()> {
+        rustix::fs::seek(&layer.fd, rustix::fs::SeekFrom::Start(0))?;
+        let mut entries = RawDir::new(&layer.fd, buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let (mut kind, mut hides) = (entry.file_type(), false);
+            let may_be_marked = kind == FileType::RegularFile && layer.mark == Opaque::HasXattrWhiteouts;
+            if may_be_marked || matches!(kind, FileType::CharacterDevice | FileType::Unknown) {
+                let stat = statat(&layer.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                kind = FileType::from_raw_mode(stat.st_mode);
+                hides = layer::is_whiteout(&layer.fd, name.to_bytes(), &stat, layer.mark, self.marks)?;
+            }
+            found(Entry { name: name.to_owned(), kind, layer: at }, hides);
+        }
+        Ok(())
+    }
+
+    /// What the view has under `name` in `dir`: the layer it stands in, and its attributes. `path` is `dir`'s own.
+    pub fn lookup(&self, dir: &Dir, name: &CStr, path: &[u8]) -> Result<Option<(usize, Stat)>> {
+        if dir.closed {
+            return Ok(None);
+        }
+        for (at, layer) in dir.layers.iter().enumerate() {
+            match statat(&layer.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => {
+                    let hides = layer::is_whiteout(&layer.fd, name.to_bytes(), &stat, layer.mark, self.marks)
+                        .with_context(|| self.describe(dir, at, path, name))?;
+                    return Ok(if hides { None } else { Some((at, stat)) });
+                }
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(e).with_context(|| self.describe(dir, at, path, name)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Opens `name` in an open directory for reading: never through a symbolic link, never waiting for a FIFO's writer,
+    /// and as root without a trace in the access time (a lower is not ours to change).
+    pub fn open_at(&self, dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | flags;
+        if self.noatime.load(Ordering::Relaxed) {
+            match openat(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+                Err(Errno::PERM) => self.noatime.store(false, Ordering::Relaxed),
+                opened => return opened,
+            }
+        }
+        openat(dir, name, flags, Mode::empty())
+    }
+
+    /// Where `name` in `dir` (at `path` in the tree) is on disk, for messages.
+    pub fn describe(&self, dir: &Dir, layer: usize, path: &[u8], name: &CStr) -> String {
+        let lower = dir.layers.get(layer).map_or(Path::new(""), |layer| &self.lowers[layer.lower].path);
+        let mut place = lower.display().to_string();
+        for part in [path, name.to_bytes()] {
+            if !part.is_empty() {
+                place.push('/');
+                place.push_str(&String::from_utf8_lossy(part));
+            }
+        }
+        place
+    }
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Every directory in use takes a descriptor for each lower that has it; the usual soft limit is 1024.
+fn allow_descriptors(lowers: usize) {
+    let wanted = 400 + 16 * lowers as u64;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < wanted) {
+        let current = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+        // Where this is refused, opening one too many reports it.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: limit.maximum });
+    }
+}
