@@ -1,0 +1,367 @@
+//! The same config.json run by crun and by sheep-ns: same output, same exit code, nothing on stderr where all is well.
+
+mod harness;
+
+use harness::{Bundle, Ending, base, mounted_under};
+use serde_json::{Value, json};
+
+/// The masked paths of the base that are there.
+const MASKED: [&str; 5] = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"];
+
+/// What a case may differ in from the base, and how its outputs are compared.
+struct Case {
+    name: &'static str,
+    config: Value,
+    stdin: &'static str,
+    terminal: bool,
+    /// Applied to both outputs before they are compared.
+    normal: fn(&str) -> String,
+}
+
+/// A case that runs `script` with sh.
+fn sh(name: &'static str, script: &str) -> Case {
+    args(name, &["sh", "-c", script])
+}
+
+/// A case that runs a program.
+fn args(name: &'static str, args: &[&str]) -> Case {
+    let mut config = base();
+    config["process"]["args"] = json!(args);
+    Case { name, config, stdin: "", terminal: false, normal: str::to_owned }
+}
+
+impl Case {
+    /// Sets one value of the configuration, by JSON pointer; parents are made as needed.
+    fn set(mut self, pointer: &str, value: Value) -> Case {
+        let place = pointer.trim_start_matches('/').split('/').fold(&mut self.config, |value, key| {
+            match (key.parse::<usize>(), value.is_array()) {
+                (Ok(index), true) => &mut value[index],
+                _ => &mut value[key],
+            }
+        });
+        *place = value;
+        self
+    }
+
+    fn unset(mut self, parent: &str, key: &str) -> Case {
+        self.config.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(key);
+        self
+    }
+
+    fn mount(mut self, mount: Value) -> Case {
+        self.config["mounts"].as_array_mut().unwrap().push(mount);
+        self
+    }
+
+    fn without_namespace(mut self, kind: &str) -> Case {
+        self.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != kind);
+        self
+    }
+
+    fn stdin(mut self, text: &'static str) -> Case {
+        self.stdin = text;
+        self
+    }
+
+    fn normal(mut self, normal: fn(&str) -> String) -> Case {
+        self.normal = normal;
+        self
+    }
+
+    fn on_a_terminal(mut self) -> Case {
+        self.terminal = true;
+        // script(1) writes the end of its input to the terminal, which shows it somewhere.
+        self.normal = |text| text.replace("^@", "").replace('\0', "");
+        self.set("/process/terminal", json!(true))
+    }
+}
+
+/// Runs every case with both, and fails with all differences at once. `fails`: both must fail, whatever they say; crun
+/// ends with 1 where sheep-ns follows docker's 125, 126, 127.
+fn compare(bundle: &Bundle, cases: Vec<Case>, fails: bool) {
+    let mut differences = Vec::new();
+    for case in cases {
+        bundle.configure(&case.config);
+        let crun = bundle.crun(case.stdin, case.terminal);
+        let sheep = bundle.sheep(case.stdin, case.terminal);
+        let seen = |ending: &Ending| (ending.code, (case.normal)(&ending.stdout), ending.stderr.clone());
+        let (theirs, ours) = (seen(&crun), seen(&sheep));
+        let alike = if fails {
+            theirs.0 != 0 && ours.0 != 0 && ours.1.is_empty() && ours.2.lines().count() == 1
+        } else {
+            theirs == ours && (theirs.0 != 0 || ours.2.is_empty())
+        };
+        if !alike {
+            differences.push(format!("== {}\ncrun:  {theirs:?}\nsheep: {ours:?}", case.name));
+        }
+    }
+    assert!(!mounted_under(&bundle.dir), "something is left mounted");
+    assert!(differences.is_empty(), "{} differences\n{}", differences.len(), differences.join("\n"));
+}
+
+/// mountinfo without what differs from run to run: ids, device numbers, peer group numbers, sizes chosen by the kernel.
+fn mountinfo(text: &str) -> String {
+    let mut lines: Vec<String> = text
+        .lines()
+        .filter_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            let left: Vec<&str> = left.split(' ').collect();
+            let peers: Vec<&str> = left[6..].iter().map(|field| field.split(':').next().unwrap_or_default()).collect();
+            let right: Vec<&str> = right.split(' ').collect();
+            let super_options: Vec<&str> = right[2]
+                .split(',')
+                .filter(|option| !option.starts_with("nr_inodes=") && *option != "inode64")
+                .collect();
+            if MASKED.contains(&left[4]) {
+                // What hides a path differs; that it hides it, and cannot be written, is compared.
+                return Some(format!("{} hidden {}", left[4], left[5].split(',').next().unwrap_or_default()));
+            }
+            // The root directory is the same, and may be reached through a mount of crun's view.
+            let from = if left[4] == "/" { "" } else { left[3] };
+            let peers = peers.join(",");
+            Some(format!(
+                "{} {from} {} {peers} {} {} {}",
+                left[4],
+                left[5],
+                right[0],
+                right[1],
+                super_options.join(",")
+            ))
+        })
+        .collect();
+    lines.sort();
+    lines.join("\n")
+}
+
+fn sorted(text: &str) -> String {
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
+#[test]
+fn the_process() {
+    let bundle = Bundle::new();
+    let all = ["CAP_CHOWN", "CAP_KILL", "CAP_SETUID"];
+    compare(
+        &bundle,
+        vec![
+            args("env", &["env"]).set("/process/env", json!(["PATH=/bin", "A=1", "B=x y", "C=", "D=a=b", "É=ü"])).normal(sorted),
+            args("env with a home", &["env"]).set("/process/env", json!(["PATH=/bin", "HOME=/elsewhere"])),
+            args("home of a user", &["env"]).set("/process/user/uid", json!(1000)),
+            args("cwd", &["pwd"]).set("/process/cwd", json!("/tmp")),
+            sh("cwd that is not there", "pwd; ls -ld . | cut -c1-10").set("/process/cwd", json!("/new/dir")),
+            args("user and groups", &["id"])
+                .set("/process/user", json!({"uid": 1000, "gid": 44, "additionalGids": [7, 1000, 9]})),
+            sh("groups", "grep -E 'Uid|Gid|Groups' /proc/self/status").set("/process/user", json!({"uid": 5, "gid": 6})),
+            sh("default capabilities", "grep Cap /proc/self/status"),
+            sh("no capabilities at all", "grep Cap /proc/self/status").unset("/process", "capabilities"),
+            sh("capabilities of a user", "grep Cap /proc/self/status").set("/process/user/uid", json!(1000)),
+            sh("ambient capabilities of a user", "grep Cap /proc/self/status")
+                .set("/process/user/uid", json!(1000))
+                .set(
+                    "/process/capabilities",
+                    json!({"bounding": all, "effective": all, "permitted": all, "inheritable": all, "ambient": all}),
+                ),
+            sh("ambient that is not inheritable", "grep Cap /proc/self/status")
+                .set("/process/capabilities", json!({"bounding": all, "effective": all, "permitted": all, "ambient": all})),
+            sh("an unknown capability", "grep Cap /proc/self/status")
+                .set("/process/capabilities", json!({"bounding": ["CAP_FLY", "CAP_KILL"], "permitted": ["CAP_KILL"]})),
+            sh("no_new_privs", "grep NoNewPrivs /proc/self/status"),
+            sh("new privileges", "grep NoNewPrivs /proc/self/status").unset("/process", "noNewPrivileges"),
+            sh("no filter, no signal masked", "grep -E 'Seccomp:|SigBlk|SigIgn|SigCgt' /proc/1/status"),
+            args("limits", &["cat", "/proc/self/limits"]).set(
+                "/process/rlimits",
+                json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+                       {"type": "RLIMIT_NPROC", "soft": 500, "hard": 600}, {"type": "RLIMIT_STACK", "soft": 1048576, "hard": 2097152}]),
+            ),
+            sh("umask", "umask; touch /tmp/u; stat -c %a /tmp/u; rm /tmp/u").set("/process/user/umask", json!(0o77)),
+            sh("default umask", "umask"),
+            args("oom score", &["cat", "/proc/self/oom_score_adj"]).set("/process/oomScoreAdj", json!(321)),
+            args("arguments as they are", &["printf", "%s|", "", "a b", "new\nline", "é\u{1}\t\"'\\", "*", "--"]),
+            args("found on the container's PATH", &["real-sh", "-c", "echo $0"])
+                .set("/process/env", json!(["PATH=/nowhere:/opt"]))
+                .mount(json!({"destination": "/opt/real-sh", "source": bundle.dir.join("bundle/rootfs/bin/busybox"),
+                              "type": "bind", "options": ["bind"]}))
+                .set("/process/args", json!(["real-sh"])),
+            args("stdin", &["cat"]).stdin("first\nsecond\n"),
+            sh("descriptors", "ls /proc/self/fd"),
+            sh("process and session", "cut -d' ' -f1,4-8 /proc/self/stat"),
+            sh("pid 1", "echo $$; cat /proc/1/comm"),
+            sh("annotations change nothing", "echo ok").set("/annotations", json!({"a.b": "c"})),
+            sh("stdout can be opened again by a user", "echo hello > /dev/stdout; echo $?").set("/process/user/uid", json!(1000)),
+        ],
+        false,
+    );
+}
+
+#[test]
+fn endings() {
+    let bundle = Bundle::new();
+    compare(
+        &bundle,
+        vec![
+            args("true", &["true"]),
+            args("false", &["false"]),
+            sh("7", "echo out; exit 7"),
+            sh("255", "exit 255"),
+            sh("a child's signal", "exec 2>/dev/null; sh -c 'kill -KILL $$'; echo $?"),
+            sh("killed by a signal", "kill -TERM $$; sleep 5").without_namespace("pid"),
+            sh("killed by SIGKILL", "kill -KILL $$; sleep 5").without_namespace("pid"),
+            sh("pid 1 is not killed by itself", "kill -TERM $$; echo still here"),
+            sh("orphans end with pid 1", "sleep 100 & echo started"),
+        ],
+        false,
+    );
+}
+
+#[test]
+fn what_cannot_run() {
+    let bundle = Bundle::new();
+    compare(
+        &bundle,
+        vec![
+            args("no such command", &["nosuch"]),
+            args("no such path", &["/bin/nosuch"]),
+            args("a directory", &["/etc"]),
+            args("not executable", &["/etc/not-executable"]),
+            args("no executable format", &["/etc/no-format"]),
+            args("no such directory to be in", &["true"]).set("/process/cwd", json!("/etc/passwd")),
+            args("an empty command", &[]),
+            args("no root directory", &["true"]).set("/root/path", json!("nowhere")),
+            args("a capability we lack", &["true"]).set("/process/capabilities/effective", json!(["CAP_SYS_ADMIN"])),
+            args("an unknown limit", &["true"])
+                .set("/process/rlimits", json!([{"type": "RLIMIT_X", "soft": 1, "hard": 1}])),
+            args("a volume that is not there", &["true"]).mount(
+                json!({"destination": "/x", "type": "bind", "source": bundle.host("absent"), "options": ["bind"]}),
+            ),
+            args("a parameter of the host", &["true"]).set("/linux/sysctl", json!({"kernel.panic": "1"})),
+        ],
+        true,
+    );
+}
+
+#[test]
+fn names_and_namespaces() {
+    let bundle = Bundle::new();
+    let links = "for n in ipc mnt net pid uts user cgroup time; do readlink /proc/self/ns/$n; done";
+    compare(
+        &bundle,
+        vec![
+            sh("hostname", "hostname; cat /proc/sys/kernel/hostname"),
+            sh("domainname", "cat /proc/sys/kernel/domainname").set("/domainname", json!("example.org")),
+            sh("the network of its own", "grep : /proc/net/dev | cut -d: -f1; ip addr show lo"),
+            sh("the host's network", "readlink /proc/self/ns/net; grep : /proc/net/dev | cut -d: -f1")
+                .without_namespace("network"),
+            sh("the host's ipc", "readlink /proc/self/ns/ipc").without_namespace("ipc"),
+            sh("the host's names", "readlink /proc/self/ns/uts; hostname")
+                .without_namespace("uts")
+                .unset("", "hostname"),
+            sh("the host's processes", "readlink /proc/self/ns/pid; test $$ -gt 1; echo $?").without_namespace("pid"),
+            sh("what is not its own", links).normal(|text| {
+                text.lines()
+                    .filter(|line| ["user", "cgroup", "time"].iter().any(|kind| line.starts_with(kind)))
+                    .collect()
+            }),
+            sh("a network that is joined", "readlink /proc/self/ns/net")
+                .set("/linux/namespaces/1", json!({"type": "network", "path": "/proc/self/ns/net"})),
+            sh(
+                "a user namespace",
+                "id -u; cat /proc/self/uid_map /proc/self/gid_map; grep CapEff /proc/self/status; ls -ldn /proc/1",
+            )
+            .with_user_namespace(),
+            sh("kernel parameters", "cat /proc/sys/kernel/msgmax /proc/sys/kernel/sem /proc/sys/net/ipv4/ip_forward")
+                .set(
+                    "/linux/sysctl",
+                    json!({"kernel.msgmax": "12345", "kernel.sem": "250 32000 32 129", "net.ipv4.ip_forward": "1"}),
+                ),
+            sh("loopback is up", "ping -c1 -w1 127.0.0.1 >/dev/null 2>&1; cat /sys/class/net/lo/operstate"),
+        ],
+        false,
+    );
+}
+
+impl Case {
+    /// A user namespace with its own root; the root directory belongs to nobody inside, as far as that goes.
+    fn with_user_namespace(mut self) -> Case {
+        self.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+        self.config["linux"]["uidMappings"] = map.clone();
+        self.config["linux"]["gidMappings"] = map;
+        self
+    }
+}
+
+#[test]
+fn the_file_system() {
+    let bundle = Bundle::new();
+    std::fs::create_dir_all(bundle.dir.join("host/tree/sub")).unwrap();
+    let stat = "stat -c '%n %F %a %u %g'";
+    compare(
+        &bundle,
+        vec![
+            sh("mounts", "cat /proc/self/mountinfo").normal(mountinfo),
+            sh("a root that is read-only", "touch /x 2>/dev/null; echo $?; touch /dev/shm/x; echo $?").set("/root/readonly", json!(true)),
+            sh("its mounts", "cat /proc/self/mountinfo").set("/root/readonly", json!(true)).normal(mountinfo),
+            sh("a root that is writable", "touch /x; echo $?; rm /x"),
+            sh("an absolute root", "ls /").set("/root/path", json!(bundle.dir.join("bundle/rootfs"))),
+            sh("masked", "wc -c < /proc/kcore; wc -c < /proc/timer_list; ls -A /sys/firmware /proc/acpi 2>&1; stat -c %F /proc/kcore"),
+            sh("read-only paths", "echo 1 2>/dev/null > /proc/sys/kernel/panic; echo $?; echo h 2>/dev/null > /proc/sysrq-trigger; echo $?"),
+            sh("read-only sysfs", "echo 1 2>/dev/null > /sys/kernel/uevent_seqnum; echo $?; touch /sys/x 2>/dev/null; echo $?"),
+            sh("devices", &format!("cd /dev; {stat} * pts/* | sort; for f in *; do [ -c $f ] && stat -c '%n %t %T' $f; [ -L $f ] && readlink $f; done"))
+                .normal(sorted),
+            sh("a device more", &format!("{stat} /dev/fuse /dev/pipe; stat -c '%t %T' /dev/fuse")).set(
+                "/linux/devices",
+                json!([{"type": "c", "path": "/dev/fuse", "major": 10, "minor": 229, "fileMode": 0o640, "uid": 5, "gid": 6},
+                       {"type": "p", "path": "/dev/pipe", "fileMode": 0o600}]),
+            ),
+            sh("devices work", "echo x > /dev/null; head -c4 /dev/zero | wc -c; head -c4 /dev/urandom | wc -c; echo x 2>/dev/null > /dev/full; echo $?"),
+            sh("a tmpfs with options", &format!("{stat} /t; grep ' /t ' /proc/self/mountinfo")).mount(json!({"destination": "/t", "type": "tmpfs", "source": "mine",
+                "options": ["mode=1770", "size=1m", "noexec", "nosuid", "nodev", "noatime", "uid=5"]})).normal(last_mountinfo),
+            sh("a directory read-only", "cat /b/file; touch /b/x 2>/dev/null; echo $?")
+                .mount(json!({"destination": "/b", "type": "bind", "source": bundle.host("."), "options": ["rbind", "ro"]})),
+            sh("a file", "cat /made/new/file; grep made /proc/self/mountinfo")
+                .mount(json!({"destination": "/made/new/file", "type": "none", "source": bundle.host("file"), "options": ["bind", "ro", "nosuid"]}))
+                .normal(last_mountinfo),
+            sh("bind options", "grep ' /b ' /proc/self/mountinfo").mount(json!({"destination": "/b", "type": "bind", "source": bundle.host("tree"),
+                "options": ["rbind", "rprivate", "nodev", "noexec", "nosuid", "relatime"]})).normal(mountinfo),
+            sh("recursively read-only", "grep ' /b ' /proc/self/mountinfo").mount(json!({"destination": "/b", "type": "bind", "source": bundle.host("tree"),
+                "options": ["rbind", "rro"]})).normal(mountinfo),
+            sh("through a link in the root directory", "grep -c ' /real/sub ' /proc/self/mountinfo; ls /real")
+                .mount(json!({"destination": "/link/sub", "type": "tmpfs", "source": "tmpfs"})),
+            sh("a mount on a mount", "grep ' /t' /proc/self/mountinfo")
+                .mount(json!({"destination": "/t", "type": "tmpfs", "source": "one"}))
+                .mount(json!({"destination": "/t/deep/er", "type": "tmpfs", "source": "two", "options": ["ro"]}))
+                .normal(mountinfo),
+            sh("copied up", "ls /etc; touch /etc/x; echo $?")
+                .mount(json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]})),
+            sh("slave propagation of the root", "grep ' / / \\| / ' /proc/self/mountinfo").set("/linux/rootfsPropagation", json!("slave")).normal(mountinfo),
+            sh("shared memory and queues", &format!("{stat} /dev/shm /dev/mqueue /dev/pts /dev/ptmx; echo x > /dev/shm/a; cat /dev/shm/a")),
+        ],
+        false,
+    );
+}
+
+/// Only the last line is mountinfo.
+fn last_mountinfo(text: &str) -> String {
+    let (first, last) = text.trim_end().rsplit_once('\n').unwrap_or(("", text));
+    format!("{first}\n{}", mountinfo(last))
+}
+
+#[test]
+fn terminals() {
+    let bundle = Bundle::new();
+    compare(
+        &bundle,
+        vec![
+            sh("a terminal", "tty; test -t 0 && test -t 1 && test -t 2; echo $?").on_a_terminal(),
+            sh("the console", "stat -c '%F %a %u %g' /dev/console; echo to-console > /dev/console").on_a_terminal(),
+            sh("its owner", "stat -c '%u %g %a' $(tty)").on_a_terminal().set("/process/user/uid", json!(1000)),
+            sh("its size", "stty size").on_a_terminal().set("/process/consoleSize", json!({"height": 33, "width": 99})),
+            sh("no terminal", "tty; echo $?").set("/process/terminal", json!(false)),
+            sh("exit code on a terminal", "exit 9").on_a_terminal(),
+            sh("job control", "cut -d' ' -f5-8 /proc/self/stat; ps -o pid,tty,stat | grep -c pts").on_a_terminal(),
+        ],
+        false,
+    );
+}
