@@ -175,7 +175,7 @@ mod tests {
             ("localhost:5000/tool", "localhost:5000/tool:latest"),
             ("localhost:5000/a/b/c:T", "localhost:5000/a/b/c:T"),
             ("Host/tool", "Host/tool:latest"),
-            ("a__b.c-d--e/f", "a__b.c-d--e/f:latest"),
+            ("f/a__b.c-d--e", "f/a__b.c-d--e:latest"),
             ("my.host/x", "my.host/x:latest"),
             ("abc123", "abc123:latest"),
         ] {

@@ -227,7 +227,7 @@ impl Store {
                     diff_id: diff_id.to_string(),
                     media_type: descriptor.media_type.clone(),
                     size: descriptor.size,
-                    path: path.is_dir().then(|| DocPath(path)),
+                    path: path.is_dir().then_some(DocPath(path)),
                 }
             })
             .collect();

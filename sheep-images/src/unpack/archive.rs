@@ -79,7 +79,7 @@ impl<R: BufRead> Archive<R> {
 
     /// The next member. After the last one, the rest of the input is read and checked, and `None` returned. Content that
     /// was not read is passed over.
-    pub fn next(&mut self) -> Result<Option<Member>> {
+    pub fn next_member(&mut self) -> Result<Option<Member>> {
         self.skip(self.left)?;
         self.left = 0;
         self.skip(self.padding)?;

@@ -63,7 +63,7 @@ pub fn extract<R: BufRead>(archive: &mut Archive<R>, root: BorrowedFd<'_>, limit
     };
     // An archive need not say anything of its root.
     extraction.directories.insert(Vec::new(), Attributes::of_implied_directory());
-    while let Some(member) = archive.next()? {
+    while let Some(member) = archive.next_member()? {
         extraction.member(archive, &member).with_context(|| format!("member {}", shown(&member.name)))?;
     }
     extraction.finish()?;

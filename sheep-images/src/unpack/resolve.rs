@@ -72,7 +72,8 @@ pub struct Found {
 pub fn open_dir(root: BorrowedFd<'_>, path: &[u8], make: bool) -> Result<Found> {
     match open_plain(root, path, OFlags::PATH) {
         Ok(fd) => Ok(Found { fd, path: path.to_vec(), made: Vec::new() }),
-        Err(Errno::LOOP | Errno::NOENT) => walk(root, path, make),
+        // A link at the end of the path is "not a directory", one within it a loop.
+        Err(Errno::LOOP | Errno::NOTDIR | Errno::NOENT) => walk(root, path, make),
         Err(e) => Err(e).with_context(|| format!("its directory {}", shown(path))),
     }
 }
