@@ -6,6 +6,7 @@ use sheep_overlay::doc::DocPath;
 
 /// An image: what it is called, what is in it, and where its layers are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Image {
     /// The name in familiar form (`minimal:latest`); absent where another image took the name over.
@@ -23,6 +24,7 @@ pub struct Image {
 
 /// What an image runs on, in OCI's (Go's) terms.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Platform {
     /// The operating system: `linux`.
     pub os: String,
@@ -32,6 +34,7 @@ pub struct Platform {
 
 /// A layer of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Layer {
     /// The digest of the layer's archive as it is stored, compressed or not.

@@ -68,6 +68,7 @@ impl Home {
 
 /// What became of a container so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// A command is making it; if that is broken off, it is undone.
@@ -82,6 +83,7 @@ pub enum Status {
 
 /// The `container` key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Container {
     /// Twelve hexadecimal digits; the overlay's and the OCI container's id as well.

@@ -8,7 +8,12 @@ use crate::Files;
 /// A page for each program, and one for each of its verbs: `sheep-overlay.1`, `sheep-overlay-mount.1`.
 pub fn pages() -> Result<Files> {
     let mut files = Files::new();
-    for program in [sheep_ns::cli::command(), sheep_overlay::cli::command()] {
+    for program in [
+        sheep_images::cli::command(),
+        sheep_ns::cli::command(),
+        sheep_overlay::cli::command(),
+        sheep_run::cli::command(),
+    ] {
         let mut program = program.disable_help_subcommand(true);
         // Names the verbs "sheep-overlay mount" in their synopsis, and puts the options of all verbs into each.
         program.build();

@@ -16,7 +16,9 @@ pub fn files() -> Result<Files> {
         "description": "One JSON object that grows as it goes down a pipe; each tool owns one key.",
         "type": "object",
         "properties": {
+            "image": generator.subschema_for::<sheep_images::doc::Image>(),
             "overlay": generator.subschema_for::<sheep_overlay::doc::Overlay>(),
+            "container": generator.subschema_for::<sheep_run::record::Container>(),
         },
         "additionalProperties": true,
     });
