@@ -26,7 +26,8 @@ use crate::caps;
 use crate::doc::{self, Input};
 use crate::exit;
 use crate::oci::{
-    self, Capabilities, Config, IdMapping, Linux, Name, Namespace, NamespaceKind, Process, Resources, Root, User,
+    self, Capabilities, Config, DeviceRule, IdMapping, Linux, Name, Namespace, NamespaceKind, Process, Resources, Root,
+    User,
 };
 
 /// What runs, and how: shared by `spec` and `exec`.
@@ -208,7 +209,11 @@ pub fn build(flags: &SpecFlags, args: &[OsString], input: &Input, seen: &Seen) -
     for volume in &flags.volume {
         mounts.push(mounts::volume(volume)?);
     }
-    let resources = limits::resources(flags)?;
+    let mut resources = limits::resources(flags)?;
+    if seen.rootless.is_none() {
+        // Of device nodes only the default ones work: root may make others, up to the host's disks.
+        resources.devices = vec![DeviceRule { access: Some("rwm".to_owned()), ..DeviceRule::default() }];
+    }
     Ok(Config {
         oci_version: oci::VERSION.to_owned(),
         process: Some(Process {

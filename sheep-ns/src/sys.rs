@@ -9,6 +9,8 @@ use std::ptr;
 
 use rustix::process::Pid;
 
+use crate::cgroup::devices::Instruction;
+
 /// linux/sched.h; the constant of libc is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -164,6 +166,51 @@ pub fn fexecve(fd: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> io::Err
         )
     };
     io::Error::last_os_error()
+}
+
+/// Loads a device filter (a BPF program of type CGROUP_DEVICE). EPERM without CAP_BPF or CAP_SYS_ADMIN on the host.
+pub fn load_device_filter(program: &[Instruction]) -> io::Result<OwnedFd> {
+    /// The start of union bpf_attr for BPF_PROG_LOAD.
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        instructions: u32,
+        code: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+    }
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    let attributes = Load {
+        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        instructions: u32::try_from(program.len()).map_err(io::Error::other)?,
+        code: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+    };
+    // SAFETY: `attributes` is the start of a bpf_attr, of the size given; the kernel takes the rest as zero. The
+    // instructions and the licence outlive the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<Load>()) };
+    check(fd)?;
+    // SAFETY: the call has just made this descriptor (close-on-exec), which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Puts a device filter in force for a control group and those in it, beside the filters of groups above.
+pub fn attach_device_filter(group: BorrowedFd<'_>, filter: BorrowedFd<'_>) -> io::Result<()> {
+    const BPF_PROG_ATTACH: libc::c_int = 8;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    /// The start of union bpf_attr for BPF_PROG_ATTACH: group, program, attach type, flags.
+    type Attach = [u32; 4];
+    let attributes: Attach =
+        [group.as_raw_fd() as u32, filter.as_raw_fd() as u32, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
+    // SAFETY: `attributes` is the start of a bpf_attr, of the size given; the kernel takes the rest as zero.
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attributes, size_of::<Attach>()) })
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {

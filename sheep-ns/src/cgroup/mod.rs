@@ -3,6 +3,7 @@
 //! A group is made before the clone, with its limits in force, and the first process is born in it
 //! (`CLONE_INTO_CGROUP`). A limit that was asked for is in force or is an error; it is never left out in silence.
 
+pub mod devices;
 pub mod files;
 mod tree;
 
@@ -21,6 +22,7 @@ use self::files::Setting;
 use self::tree::Tree;
 use crate::exit;
 use crate::oci;
+use crate::sys;
 
 /// Where groups are where config.json names no path: `/sheep/ID`. The only parent that is removed when it is empty.
 const PARENT: &str = "sheep";
@@ -46,13 +48,15 @@ pub struct Cgroup {
 
 impl Cgroup {
     /// Makes the group for a container and writes its limits. `None` where no group can be had and no limit was asked
-    /// for: the manager is `Disabled`, the host has no cgroup2, or an unprivileged user cannot make groups there. On an
-    /// error nothing is left.
+    /// for: the manager is `Disabled`, the host has no cgroup2, or an unprivileged user cannot make groups there. Rules
+    /// for devices alone do not ask for a group: every engine writes them. On an error nothing is left.
     pub fn create(linux: &oci::Linux, id: &str, manager: Manager) -> Result<Option<Cgroup>> {
         let mut settings = match &linux.resources {
             Some(resources) => files::files(resources)?,
             None => Vec::new(),
         };
+        let devices = linux.resources.as_ref().map(|resources| resources.devices.as_slice()).unwrap_or_default();
+        let filter = if devices.is_empty() { None } else { Some(devices::program(devices)?) };
         // A new group has these anyway; its controller need not be there.
         settings.retain(|setting| !setting.is_default());
         let path = group_path(linux.cgroups_path.as_deref(), id)?;
@@ -79,7 +83,8 @@ impl Cgroup {
             }
             Err(error) => return Err(error),
         };
-        if let Err(error) = group.write(&settings) {
+        let filtered = filter.map_or(Ok(()), |filter| group.filter_devices(&filter));
+        if let Err(error) = filtered.and_then(|()| group.write(&settings)) {
             // The error that matters is the one already held.
             let _ = group.remove();
             return Err(error);
@@ -136,6 +141,17 @@ impl Cgroup {
                 let (file, value) = tried;
                 other.with_context(|| format!("{}: write {value:?} to {}/{file}", setting.what, self.path))
             }
+        }
+    }
+
+    /// Puts a device filter in force. Without the right to, it is left out where device nodes cannot be made anyway:
+    /// for an unprivileged user, and inside a user namespace.
+    fn filter_devices(&self, program: &[devices::Instruction]) -> Result<()> {
+        let attached =
+            sys::load_device_filter(program).and_then(|filter| sys::attach_device_filter(self.dir(), filter.as_fd()));
+        match attached {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !may_make_nodes() => Ok(()),
+            other => other.with_context(|| format!("linux.resources.devices: device filter of {}", self.path)),
         }
     }
 
@@ -436,6 +452,12 @@ fn no_controller(tree: &Tree, setting: &Setting) -> anyhow::Error {
     };
     let Setting { what, controller, .. } = setting;
     anyhow!("{what}: this host's cgroup v2 tree has no {controller} controller ({hint})")
+}
+
+/// Whether CAP_MKNOD of this process means anything: only root of the first user namespace makes device nodes.
+fn may_make_nodes() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    geteuid().is_root() && map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 fn has_swap() -> bool {

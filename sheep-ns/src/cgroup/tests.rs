@@ -140,3 +140,28 @@ fn many_at_once_share_the_parent() {
         worker.join().unwrap();
     }
 }
+
+#[test]
+fn device_rules_are_in_force() {
+    let json =
+        r#"{"resources":{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":11}]}}"#;
+    assert!(geteuid().is_root(), "needs root: run scripts/test as root");
+    let id = format!("test-{}-devices", std::process::id());
+    let group = Cgroup::create(&linux(json), &id, Manager::Cgroupfs).unwrap().expect("a cgroup2 tree");
+    let dir = std::env::temp_dir().join(&id);
+    std::fs::create_dir(&dir).unwrap();
+    // full, which is a default device; and a number no driver has: ENXIO when it may be opened, EPERM when not.
+    let script = "read go; mknod full c 1 7; mknod none c 99 9; head -c1 full >/dev/null && echo full; head -c1 none";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).current_dir(&dir).env("LC_ALL", "C");
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    group.join(pid_of(&child)).unwrap();
+    io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    std::fs::remove_dir_all(dir).unwrap();
+    group.remove().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.stdout, b"full\n", "{stderr}");
+    assert!(stderr.contains("Operation not permitted"), "{stderr}");
+}

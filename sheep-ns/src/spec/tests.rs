@@ -104,8 +104,8 @@ fn single_pieces() {
             "/linux/namespaces",
             json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}, {"type": "cgroup"}]),
         ),
-        (&["x"], "/linux/resources", Value::Null),
-        (&["--pids-limit", "-1", "x"], "/linux/resources", json!({"pids": {"limit": -1}})),
+        (&["x"], "/linux/resources", json!({"devices": [{"allow": false, "access": "rwm"}]})),
+        (&["--pids-limit", "-1", "x"], "/linux/resources/pids", json!({"limit": -1})),
         (&["--cgroups-path", "/a/b", "x"], "/linux/cgroupsPath", json!("/a/b")),
         (&["x"], "/linux/uidMappings", Value::Null),
         (
@@ -145,6 +145,7 @@ fn who_it_is_and_what_it_may() {
     assert_eq!(rootless["process"]["user"], json!({"uid": 7, "gid": 8}));
     assert_eq!(rootless["linux"]["uidMappings"], json!([{"containerID": 7, "hostID": 1000, "size": 1}]));
     assert_eq!(rootless["linux"]["gidMappings"], json!([{"containerID": 8, "hostID": 100, "size": 1}]));
+    assert_eq!(rootless["linux"]["resources"], Value::Null);
     assert_eq!(rootless["linux"]["namespaces"][6], json!({"type": "user"}));
 }
 
