@@ -24,6 +24,7 @@ pub mod state;
 pub mod sys;
 pub mod take_up;
 pub mod umount;
+pub mod upper;
 pub mod walk;
 
 use anyhow::Result;

@@ -2,12 +2,10 @@
 //!
 //! A new overlay counts once it is mounted and recorded (see [`record`]); one that was kept is mounted again in its place. Whatever fails on the way, or Ctrl-C, undoes the steps before it.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, utimensat};
-use rustix::io::Errno;
 use serde::Deserialize;
 
 use crate::backend::copy::{self, Summary};
@@ -17,7 +15,7 @@ use crate::doc::{self, Backend, DocPath, Document, Overlay};
 use crate::lowers::{self, Lower};
 use crate::record::{self, Building};
 use crate::state::{self, DataRoot};
-use crate::{PROGRAM, exit, mountpoint, remove, sys, take_up, umount};
+use crate::{PROGRAM, exit, mountpoint, sys, take_up, umount, upper};
 
 /// What was asked for.
 #[derive(Debug)]
@@ -191,7 +189,7 @@ fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Ove
     sys::catch_interrupts()?;
     let building = Building::begin(root, &id)?;
     if let Some(top) = lowers.last() {
-        take_attributes(top, &building.dir().join("upper"))?;
+        upper::take_attributes(top, &building.dir().join("upper"))?;
     }
     let mut overlay = Overlay {
         id: id.clone(),
@@ -281,6 +279,9 @@ fn copy_line(choice: BackendChoice, reason: &str, summary: &Summary) -> Option<S
     if summary.owners_lost > 0 {
         losses.push(format!("{} owners not kept", summary.owners_lost));
     }
+    if summary.xattrs_lost > 0 {
+        losses.push(format!("{} extended attributes not kept", summary.xattrs_lost));
+    }
     if summary.devices_left_out > 0 {
         losses.push(format!("{} devices left out", summary.devices_left_out));
     }
@@ -291,69 +292,4 @@ fn copy_line(choice: BackendChoice, reason: &str, summary: &Summary) -> Option<S
         (_, true) => Some(format!("the lowers were copied ({reason})")),
         (_, false) => Some(format!("the lowers were copied ({reason}); without root: {losses}")),
     }
-}
-
-/// Gives the upper the mode, owner, times and extended attributes of the topmost lower: the root of the merged view is
-/// the upper itself.
-fn take_attributes(lower: &Lower, upper: &Path) -> Result<()> {
-    let from = &lower.stat;
-    let apply = || -> Result<(), Errno> {
-        let (uid, gid) = (Uid::from_raw(from.st_uid), Gid::from_raw(from.st_gid));
-        match chownat(CWD, upper, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW) {
-            // Not root: the copy backend will be taken, and sees to it itself.
-            Err(Errno::PERM | Errno::INVAL) => {}
-            done => done?,
-        }
-        chmodat(CWD, upper, Mode::from_raw_mode(from.st_mode), AtFlags::empty())?;
-        copy_xattrs(&lower.path, upper)?;
-        let times = Timestamps {
-            last_access: Timespec { tv_sec: from.st_atime, tv_nsec: from.st_atime_nsec as i64 },
-            last_modification: Timespec { tv_sec: from.st_mtime, tv_nsec: from.st_mtime_nsec as i64 },
-        };
-        utimensat(CWD, upper, &times, AtFlags::SYMLINK_NOFOLLOW)
-    };
-    apply().with_context(|| format!("take over the attributes of {}", lower.path.display()))
-}
-
-fn copy_xattrs(lower: &Path, upper: &Path) -> Result<(), Errno> {
-    let mut names = vec![0u8; 0];
-    let size = match rustix::fs::listxattr(lower, &mut names) {
-        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(()),
-        size => size?,
-    };
-    names.resize(size, 0);
-    let size = rustix::fs::listxattr(lower, &mut names)?;
-    names.truncate(size);
-    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let is = |prefix: &[u8]| name.starts_with(prefix);
-        // OverlayFS's own marks say something about the lower's place in its stack.
-        if is(b"trusted.overlay.") || is(b"user.overlay.") || is(b"user.fuseoverlayfs.") {
-            continue;
-        }
-        let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name);
-        let mut none = vec![0u8; 0];
-        let mut value = vec![0u8; rustix::fs::getxattr(lower, name, &mut none)?];
-        let size = rustix::fs::getxattr(lower, name, &mut value)?;
-        value.truncate(size);
-        match rustix::fs::setxattr(upper, name, &value, XattrFlags::empty()) {
-            // A label or attribute that this file system, or this user, may not set.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
-/// Makes a directory of an overlay that a crash, or somebody, removed.
-pub fn ensure_dir(dir: &Path) -> Result<()> {
-    match rustix::fs::mkdir(dir, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(e) => Err(e).with_context(|| format!("mkdir {}", dir.display())),
-    }
-}
-
-/// Empties a work directory by way of its parent; the kernel does so itself, but not of what an unfinished mount left.
-pub fn renew_work(dir: &Path) -> Result<()> {
-    remove::tree(dir, c"work")?;
-    ensure_dir(&dir.join("work"))
 }

@@ -60,8 +60,18 @@ pub fn dir(root: &DataRoot, id: &str) -> PathBuf {
 /// The record in an overlay's directory, its paths those of the directory (a data directory may be moved); `None` where
 /// there is no record. An error names the file that is corrupt.
 pub fn read(dir: &Path) -> Result<Option<Overlay>> {
-    let Some(mut overlay) = state::read_json::<Overlay>(&dir.join("overlay.json"))? else { return Ok(None) };
-    overlay.id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let id = dir.file_name().unwrap_or_default().to_string_lossy();
+    let marker = dir.with_file_name(format!("{NEW}{id}"));
+    let file = dir.join("overlay.json");
+    let read = match state::read_json::<Overlay>(&file) {
+        // The record is being written this moment: the overlay is not there yet.
+        Err(_) if fs::symlink_metadata(marker).is_ok() => return Ok(None),
+        // If it was finished between the two, it is whole now.
+        Err(_) => state::read_json(&file),
+        read => read,
+    };
+    let Some(mut overlay) = read? else { return Ok(None) };
+    overlay.id = id.into_owned();
     place(&mut overlay, dir);
     Ok(Some(overlay))
 }

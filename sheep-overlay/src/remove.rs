@@ -34,7 +34,7 @@ pub fn overlay(dir: &Path) -> Result<()> {
     while let Some(moved) = tree.moved.pop() {
         tree.delete(top.as_fd(), &moved, 0)?;
     }
-    for name in [c"overlay.json", c"lock"] {
+    for name in [c"copied", c"overlay.json", c"lock"] {
         unlink(top.as_fd(), name)
             .with_context(|| format!("delete {}", dir.join(name.to_string_lossy().as_ref()).display()))?;
     }

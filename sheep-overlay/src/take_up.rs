@@ -12,7 +12,7 @@ use crate::lowers::{self, Lower};
 use crate::mount::{self, Request, Undo};
 use crate::record::{self, State};
 use crate::state::{self, DataRoot};
-use crate::{exit, find, mountpoint, sys};
+use crate::{exit, find, mountpoint, sys, upper};
 
 /// Mounts an existing overlay again. Errors with busy (4) where it is mounted, here or anywhere.
 pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Undo)> {
@@ -134,7 +134,7 @@ fn prepare_upper(before: &Overlay, dir: &Path) -> Result<()> {
         )));
     }
     for name in ["upper", "work", "merged"] {
-        mount::ensure_dir(&dir.join(name))?;
+        upper::ensure_dir(&dir.join(name))?;
     }
     if !kernel::volatile_marker(&before.work).exists() {
         return Ok(());

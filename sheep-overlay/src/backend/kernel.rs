@@ -220,7 +220,7 @@ fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<(), Failure> {
     let attributes = if stack.read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| refused("fsmount", e))?;
     if !stack.read_only {
-        is_writable(&mount).map_err(|e| refused("mount overlay", e))?;
+        is_writable(&mount).map_err(no_writing)?;
     }
     // Detached, it has no other user; from here on it is seen.
     move_mount(&mount, "", CWD, stack.merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
@@ -246,7 +246,7 @@ fn old_mount(stack: &Stack, parts: &Parts) -> Result<(), Failure> {
     let checked = open_path(stack.merged).and_then(|merged| is_writable(&merged));
     checked.map_err(|errno| {
         let _ = mountpoint::unmount(stack.merged);
-        Failure::Refused(Refused::at("mount overlay")(errno))
+        Failure::Refused(no_writing(errno))
     })
 }
 
@@ -312,6 +312,11 @@ fn messages(fs: &OwnedFd) -> String {
         said.push(text.strip_prefix("overlay: ").unwrap_or(text).to_owned());
     }
     said.join("; ")
+}
+
+fn no_writing(errno: Errno) -> Refused {
+    let reason = "the kernel does that where the upper's file system is full or unfit".to_owned();
+    Refused { errno, step: "mount overlay".to_owned(), reason }
 }
 
 /// A full or unfit upper is mounted read-only without a word.

@@ -1,0 +1,22 @@
+//! The `sheep-overlay` binary against the real kernel. The numbers in test names (`p08_…`) are those of the list of
+//! overlay pitfalls that each test shows to be handled.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+#[path = "cli/harness.rs"]
+mod harness;
+
+#[path = "cli/copies.rs"]
+mod copies;
+#[path = "cli/crash.rs"]
+mod crash;
+#[path = "cli/errors.rs"]
+mod errors;
+#[path = "cli/kept.rs"]
+mod kept;
+#[path = "cli/names.rs"]
+mod names;
+#[path = "cli/overlays.rs"]
+mod overlays;
+#[path = "cli/removal.rs"]
+mod removal;
