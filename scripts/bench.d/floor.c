@@ -1,5 +1,5 @@
-// The floor: what a start costs when nothing but the needed system calls is made. No option parsing to speak of, no JSON, no
-// checks: a yardstick for scripts/bench, not a tool.
+// The floor: what a start costs when nothing but the needed system calls is made, for the container that sheep-ns makes by
+// default. No option parsing to speak of, no JSON, no checks: a yardstick for scripts/bench, not a tool.
 //
 //   floor run [net] [overlay LOWER DIR] ROOTFS CMD...   a command in new namespaces; with an overlay of LOWER, made in DIR,
 //                                                       mounted on ROOTFS, and removed again
@@ -9,16 +9,20 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <linux/capability.h>
 #include <linux/sched.h>
+#include <net/if.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -41,7 +45,16 @@ static void node(const char *name, unsigned minor_number, unsigned major_number)
 }
 
 static void container(const char *rootfs, int net, char **argv) {
+    must(prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "pdeathsig");
+    must(setsid(), "setsid");
     must(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "private");
+    if (net) {
+        struct ifreq loopback = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
+        int s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        must(s, "socket");
+        must(ioctl(s, SIOCSIFFLAGS, &loopback), "lo");
+        close(s);
+    }
     must(mount(rootfs, rootfs, NULL, MS_BIND | MS_REC, NULL), "bind root");
     must(chdir(rootfs), "chdir");
 
@@ -68,9 +81,11 @@ static void container(const char *rootfs, int net, char **argv) {
     if (net)
         must(mount("sysfs", "sys", "sysfs", HARD | MS_RDONLY, NULL), "sysfs");
     else {
-        must(mount("/sys", "sys", NULL, MS_BIND | MS_REC, NULL), "sys");
+        must(mount("/sys", "sys", NULL, MS_BIND, NULL), "sys");
         must(mount(NULL, "sys", NULL, MS_REMOUNT | MS_BIND | HARD | MS_RDONLY, NULL), "sys");
     }
+
+    must(mount("cgroup2", "sys/fs/cgroup", "cgroup2", HARD | MS_RDONLY, NULL), "cgroup2");
 
     // Masked and read-only paths, the OCI defaults; those that this kernel does not have cost a failed call, as for everybody.
     static const char *masked_files[] = {"proc/asound", "proc/interrupts", "proc/kcore", "proc/keys", "proc/latency_stats", "proc/timer_list",
@@ -79,8 +94,12 @@ static void container(const char *rootfs, int net, char **argv) {
     static const char *read_only[] = {"proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"};
     for (size_t i = 0; i < sizeof masked_files / sizeof *masked_files; i++)
         mount("dev/null", masked_files[i], NULL, MS_BIND, NULL);
+    const char *mask = NULL; // the first is a tmpfs, the others are binds of it
     for (size_t i = 0; i < sizeof masked_dirs / sizeof *masked_dirs; i++)
-        mount("tmpfs", masked_dirs[i], "tmpfs", HARD | MS_RDONLY, "size=0k");
+        if (mask)
+            mount(mask, masked_dirs[i], NULL, MS_BIND, NULL);
+        else if (mount("tmpfs", masked_dirs[i], "tmpfs", HARD | MS_RDONLY, "size=4k") == 0)
+            mask = masked_dirs[i];
     for (size_t i = 0; i < sizeof read_only / sizeof *read_only; i++)
         if (mount(read_only[i], read_only[i], NULL, MS_BIND | MS_REC, NULL) == 0)
             must(mount(NULL, read_only[i], NULL, MS_REMOUNT | MS_BIND | HARD | MS_RDONLY, NULL), read_only[i]);
@@ -95,6 +114,9 @@ static void container(const char *rootfs, int net, char **argv) {
     for (int cap = 0; cap <= 40; cap++)
         if (!(keep >> cap & 1))
             must(prctl(PR_CAPBSET_DROP, cap, 0, 0, 0), "capbset");
+    must(setgroups(0, NULL), "setgroups");
+    must(setresgid(0, 0, 0), "setresgid");
+    must(setresuid(0, 0, 0), "setresuid");
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct data[2] = {{(uint32_t)keep, (uint32_t)keep, 0}, {0, 0, 0}};
     must(syscall(SYS_capset, &header, data), "capset");
