@@ -215,7 +215,7 @@ pub fn build(flags: &SpecFlags, args: &[OsString], input: &Input, seen: &Seen) -
         resources.devices = vec![DeviceRule { access: Some("rwm".to_owned()), ..DeviceRule::default() }];
     }
     Ok(Config {
-        oci_version: oci::VERSION.to_owned(),
+        oci_version: oci::WRITTEN_VERSION.to_owned(),
         process: Some(Process {
             terminal: flags.tty,
             user: process_user(seen),

@@ -8,8 +8,12 @@ pub use config::*;
 pub use name::Name;
 pub use state::{State, Status};
 
-/// The version of the runtime specification these types follow, as written to `ociVersion`.
+/// The version of the runtime specification these types follow, as containers' states give it.
 pub const VERSION: &str = "1.2.0";
+
+/// The `ociVersion` of the config.json that we write: the oldest that has all we use, since runtimes refuse versions that
+/// they do not know (crun 1.8 takes nothing after 1.0).
+pub const WRITTEN_VERSION: &str = "1.0.2";
 
 #[cfg(test)]
 mod tests {

@@ -82,7 +82,7 @@ fn environment() {
 #[test]
 fn single_pieces() {
     for (line, pointer, want) in [
-        (&["x"][..], "/ociVersion", json!("1.2.0")),
+        (&["x"][..], "/ociVersion", json!("1.0.2")),
         (&["x"], "/process/cwd", json!("/work")),
         (&["-w", "/other", "x"], "/process/cwd", json!("/other")),
         (&["x"], "/process/terminal", Value::Null),
