@@ -114,6 +114,9 @@ pub struct Exec {
     /// Running container: set no_new_privs
     #[arg(long)]
     pub no_new_privs: bool,
+    /// Running container: also when it is paused; the command waits then
+    #[arg(long)]
+    pub ignore_paused: bool,
     /// Pass N more file descriptors, from 3 on
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,

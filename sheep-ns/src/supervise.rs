@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -85,8 +85,15 @@ pub fn wait(child: &Child, signals: &Signals, master: Option<OwnedFd>, unhandled
                 fds.push(PollFd::new(&stdin, PollFlags::IN));
             }
         }
-        match poll(&mut fds, None) {
+        // A stdin that is no terminal and at its end: the program's terminal says so at every read.
+        let says_end = master.is_some() && raw.is_none() && inward.ended && !ended;
+        let timeout = says_end.then_some(Timespec { tv_sec: 0, tv_nsec: 200_000_000 });
+        match poll(&mut fds, timeout.as_ref()) {
             Err(Errno::INTR) => continue,
+            Ok(0) => {
+                inward.push_end_of_file();
+                continue;
+            }
             polled => polled.context("poll")?,
         };
         let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
@@ -108,8 +115,7 @@ pub fn wait(child: &Child, signals: &Signals, master: Option<OwnedFd>, unhandled
             if is(4, PollFlags::IN | gone) {
                 inward.fill(stdin.as_fd());
                 if inward.ended && raw.is_none() {
-                    // stdin is no terminal and is at its end: the program's terminal says so in its own way.
-                    end_of_input(&mut inward, master.as_fd());
+                    inward.push_end_of_file();
                 }
             }
         }
@@ -128,7 +134,7 @@ pub fn wait(child: &Child, signals: &Signals, master: Option<OwnedFd>, unhandled
 fn drain_rest(master: BorrowedFd<'_>, outward: &mut Pump) {
     while outward.wants() {
         let mut fds = [PollFd::new(&master, PollFlags::IN)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if !matches!(poll(&mut fds, Some(&now)), Ok(1..)) || !fds.iter().any(|fd| fd.revents().contains(PollFlags::IN))
         {
             outward.ended = true;
@@ -136,13 +142,6 @@ fn drain_rest(master: BorrowedFd<'_>, outward: &mut Pump) {
         }
         outward.fill(master);
     }
-}
-
-/// Types the terminal's end-of-file character.
-fn end_of_input(inward: &mut Pump, master: BorrowedFd<'_>) {
-    const CTRL_D: u8 = 4;
-    inward.push(CTRL_D);
-    inward.drain(master);
 }
 
 fn forward(

@@ -92,9 +92,13 @@ impl Pump {
         !self.pending.is_empty()
     }
 
-    /// Puts one byte behind what is on its way.
-    pub fn push(&mut self, byte: u8) {
-        self.pending.push(byte);
+    /// Types the terminal's end-of-file character behind what is on its way. Whoever is in the middle of changing the
+    /// terminal's mode may lose it, so it is typed again while nobody has ended over it.
+    pub fn push_end_of_file(&mut self) {
+        const CTRL_D: u8 = 4;
+        if self.pending.last() != Some(&CTRL_D) {
+            self.pending.push(CTRL_D);
+        }
     }
 
     /// Reads what is there. A terminal whose other end is closed gives EIO, which is its end of file.

@@ -2,10 +2,11 @@
 
 use std::env;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
 use rustix::process::geteuid;
 
 use super::{absolute, manager, state_root, write_pid_file};
@@ -110,7 +111,7 @@ fn bring_up(
 ) -> Result<Made> {
     dir.write_creating(&record)?;
     let begin = match life {
-        Life::Waiting => Begin::OnStart(UnixListener::bind(dir.start_socket()).context("start socket")?.into()),
+        Life::Waiting => Begin::OnStart(listen(&dir.start_socket()).context("start socket")?),
         Life::Detached => Begin::OnRecord,
         Life::Attached => Begin::Now,
     };
@@ -148,6 +149,14 @@ fn bring_up(
             Err(error)
         }
     }
+}
+
+/// The socket where the first process waits for `start`. It keeps message boundaries, as the channel of the clone does.
+fn listen(path: &Path) -> Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, 1)?;
+    Ok(socket)
 }
 
 /// The console socket, connected before anything is made. A terminal needs one where nobody stays to serve it.

@@ -5,6 +5,7 @@
 
 pub mod channel;
 pub mod child;
+pub mod join;
 pub mod parent;
 pub mod plan;
 pub mod program;

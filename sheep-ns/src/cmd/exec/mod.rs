@@ -1,5 +1,6 @@
 //! `exec`: a command in new namespaces (`--rootfs`, `--from`), or in a running container.
 
+mod join;
 mod once;
 
 use anyhow::Result;
@@ -11,5 +12,5 @@ pub fn run(global: &Global, args: Exec) -> Result<u8> {
     if args.spec.rootfs.is_some() || args.spec.from.is_some() {
         return once::run(global, &args);
     }
-    anyhow::bail!("not yet")
+    join::run(global, &args)
 }
