@@ -106,15 +106,7 @@ impl Stack {
     pub fn open(lowers: &[PathBuf], hidden: Option<&Path>) -> Result<Self> {
         allow_descriptors(lowers.len());
         let opened = lowers.iter().rev().map(|path| {
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            let clone = open_tree(CWD, path, flags);
-            let cloned = clone.is_ok();
-            let fd = match &clone {
-                Ok(tree) => openat(tree, c".", DIRECTORY, Mode::empty()),
-                // Not root, an old kernel, or a mount with parts that must stay hidden.
-                Err(_) => openat(CWD, path, DIRECTORY, Mode::empty()),
-            };
-            let fd = fd.with_context(|| format!("lower {}", path.display()))?;
+            let (fd, cloned) = open_alone(path).with_context(|| format!("lower {}", path.display()))?;
             Ok(Lower { fd, path: path.clone(), cloned })
         });
         let lowers = opened.collect::<Result<Vec<_>>>()?;
@@ -290,6 +282,15 @@ impl Stack {
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Opens a directory as the root of a private clone of its mount, in which nothing is mounted on anything, and gives
+/// true; where that cannot be had (not root, an old kernel), as it is seen, and gives false.
+pub fn open_alone(path: &Path) -> Result<(OwnedFd, bool), Errno> {
+    match open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC) {
+        Ok(tree) => Ok((openat(tree, c".", DIRECTORY, Mode::empty())?, true)),
+        Err(_) => Ok((openat(CWD, path, DIRECTORY, Mode::empty())?, false)),
+    }
+}
 
 /// Every directory in use takes a descriptor for each lower that has it; the usual soft limit is 1024.
 fn allow_descriptors(lowers: usize) {
