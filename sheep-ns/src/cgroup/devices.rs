@@ -26,22 +26,9 @@ const ALL: i32 = MKNOD | READ | WRITE;
 const BLOCK: i32 = 1;
 const CHAR: i32 = 2;
 
-/// What works in every container, after the rules of config.json: the default device nodes, terminals, tun; and making
-/// any node (which is not yet using it), since OverlayFS makes one where a file is deleted. As with crun.
-const ALWAYS: [(i32, Option<i32>, Option<i32>, i32); 12] = [
-    (CHAR, None, None, MKNOD),
-    (BLOCK, None, None, MKNOD),
-    (CHAR, Some(1), Some(3), ALL),
-    (CHAR, Some(1), Some(5), ALL),
-    (CHAR, Some(1), Some(7), ALL),
-    (CHAR, Some(1), Some(8), ALL),
-    (CHAR, Some(1), Some(9), ALL),
-    (CHAR, Some(5), Some(0), ALL),
-    (CHAR, Some(5), Some(1), ALL),
-    (CHAR, Some(5), Some(2), ALL),
-    (CHAR, Some(10), Some(200), ALL),
-    (CHAR, Some(136), None, ALL),
-];
+/// Character devices that work in every container, whatever config.json says: the default nodes, terminals, tun; none
+/// is every minor number. As with crun.
+const ALWAYS: [(i32, &[i32]); 4] = [(1, &[3, 5, 7, 8, 9]), (5, &[0, 1, 2]), (10, &[200]), (136, &[])];
 
 /// A rule; `None` is "any".
 struct Rule {
@@ -56,50 +43,103 @@ struct Rule {
 const ANSWER: u8 = 0;
 const CONTEXT: u8 = 1;
 const KIND: u8 = 2;
-/// The accesses no rule has allowed yet.
+/// The accesses no rule has allowed yet; never 0 where a rule begins.
 const WANTED: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
-const SCRATCH: u8 = 6;
+
+/// A program being written. Jumps to the two answers, which stand at its end, get their distance last.
+#[derive(Default)]
+struct Code {
+    list: Vec<Instruction>,
+    to_allow: Vec<usize>,
+    to_deny: Vec<usize>,
+}
+
+impl Code {
+    /// Adds a jump to an answer.
+    fn answer_if(&mut self, allow: bool, jump: Instruction) {
+        if allow { &mut self.to_allow } else { &mut self.to_deny }.push(self.list.len());
+        self.list.push(jump);
+    }
+
+    /// Lets the jumps at `from` lead to the next instruction.
+    fn land(&mut self, from: &[usize]) {
+        for at in from {
+            self.list[*at].offset = (self.list.len() - at - 1) as i16;
+        }
+    }
+
+    /// Ends the program: what comes here gets the answer `last`. The kernel takes no instruction that is never reached.
+    fn finish(mut self, last: bool) -> Vec<Instruction> {
+        let (own, others) = if last {
+            (self.to_allow.clone(), self.to_deny.clone())
+        } else {
+            (self.to_deny.clone(), self.to_allow.clone())
+        };
+        self.land(&own);
+        self.list.extend(answer(last));
+        if !others.is_empty() {
+            self.land(&others);
+            self.list.extend(answer(!last));
+        }
+        self.list
+    }
+}
 
 /// The program for the rules. The last rule that speaks of an access decides on it; what no rule speaks of is denied.
-/// Errors with usage for a rule that makes no sense.
+/// It is kept short: loading it is a good part of what a start costs. Errors with usage for a rule that makes no sense.
 pub fn program(rules: &[DeviceRule]) -> Result<Vec<Instruction>> {
-    let mut all = rules.iter().map(parse).collect::<Result<Vec<Rule>>>()?;
-    all.extend(ALWAYS.map(|(kind, major, minor, access)| Rule { allow: true, kind: Some(kind), major, minor, access }));
+    let rules = rules.iter().map(parse).collect::<Result<Vec<Rule>>>()?;
+    let mut code = Code::default();
     // access_type is the accesses in the upper half, the kind in the lower.
-    let mut code = vec![
-        load(KIND, 0),
-        copy(WANTED, KIND),
-        shift_right(WANTED, 16),
-        and(KIND, 0xffff),
-        load(MAJOR, 4),
-        load(MINOR, 8),
-    ];
-    for rule in all.iter().rev() {
-        let mut body = Vec::new();
+    code.list.extend([load(KIND, 0), copy(WANTED, KIND), shift_right(WANTED, 16), and(KIND, 0xffff)]);
+    code.list.extend([load(MAJOR, 4), load(MINOR, 8)]);
+    // Making a node is not yet using it, and OverlayFS makes one where a file is deleted.
+    code.list.push(and(WANTED, !MKNOD));
+    code.answer_if(true, skip_if_equal(WANTED, 0));
+    always(&mut code);
+    for rule in rules.iter().rev() {
         let mut tests = vec![(KIND, rule.kind), (MAJOR, rule.major), (MINOR, rule.minor)];
         tests.retain(|(_, value)| value.is_some());
-        if tests.is_empty() && rule.access == ALL {
-            // Nothing gets past this one, and the kernel takes no instruction that is never reached.
-            code.extend(answer(rule.allow));
-            return Ok(code);
-        }
-        if rule.allow {
-            body.extend([and(WANTED, !rule.access), skip_unless_equal(WANTED, 0, 2)]);
-        } else {
-            body.extend([copy(SCRATCH, WANTED), and(SCRATCH, rule.access), skip_if_equal(SCRATCH, 0, 2)]);
-        }
-        body.extend(answer(rule.allow));
-        let mut left = body.len() + tests.len();
+        let mut elsewhere = Vec::new();
         for (register, value) in tests {
-            left -= 1;
-            code.push(skip_unless_equal(register, value.unwrap_or_default(), left as i16));
+            elsewhere.push(code.list.len());
+            code.list.push(skip_unless_equal(register, value.unwrap_or_default()));
         }
-        code.extend(body);
+        if rule.access & !MKNOD == ALL & !MKNOD {
+            if elsewhere.is_empty() {
+                // Nothing gets past this one.
+                return Ok(code.finish(rule.allow));
+            }
+            code.answer_if(rule.allow, skip());
+        } else if rule.allow {
+            code.list.push(and(WANTED, !rule.access));
+            code.answer_if(true, skip_if_equal(WANTED, 0));
+        } else {
+            code.answer_if(false, skip_if_any(WANTED, rule.access));
+        }
+        code.land(&elsewhere);
     }
-    code.extend(answer(false));
-    Ok(code)
+    Ok(code.finish(false))
+}
+
+fn always(code: &mut Code) {
+    let no_char = code.list.len();
+    code.list.push(skip_unless_equal(KIND, CHAR));
+    for (major, minors) in ALWAYS {
+        if minors.is_empty() {
+            code.answer_if(true, skip_if_equal(MAJOR, major));
+            continue;
+        }
+        let other = code.list.len();
+        code.list.push(skip_unless_equal(MAJOR, major));
+        for minor in minors {
+            code.answer_if(true, skip_if_equal(MINOR, *minor));
+        }
+        code.land(&[other]);
+    }
+    code.land(&[no_char]);
 }
 
 fn parse(rule: &DeviceRule) -> Result<Rule> {
@@ -161,14 +201,24 @@ fn and(to: u8, mask: i32) -> Instruction {
     instruction(0x54, to, 0, 0, mask)
 }
 
-/// Skips `by` instructions if `register != value`: BPF_JMP | BPF_JNE | BPF_K.
-fn skip_unless_equal(register: u8, value: i32, by: i16) -> Instruction {
-    instruction(0x55, register, 0, by, value)
+/// Skips instructions if `register != value`: BPF_JMP | BPF_JNE | BPF_K.
+fn skip_unless_equal(register: u8, value: i32) -> Instruction {
+    instruction(0x55, register, 0, 0, value)
 }
 
-/// Skips `by` instructions if `register == value`: BPF_JMP | BPF_JEQ | BPF_K.
-fn skip_if_equal(register: u8, value: i32, by: i16) -> Instruction {
-    instruction(0x15, register, 0, by, value)
+/// Skips instructions if `register == value`: BPF_JMP | BPF_JEQ | BPF_K.
+fn skip_if_equal(register: u8, value: i32) -> Instruction {
+    instruction(0x15, register, 0, 0, value)
+}
+
+/// Skips instructions if `register & bits`: BPF_JMP | BPF_JSET | BPF_K.
+fn skip_if_any(register: u8, bits: i32) -> Instruction {
+    instruction(0x45, register, 0, 0, bits)
+}
+
+/// Skips instructions: BPF_JMP | BPF_JA.
+fn skip() -> Instruction {
+    instruction(0x05, 0, 0, 0, 0)
 }
 
 /// `r0 = allow; exit`: BPF_ALU64 | BPF_MOV | BPF_K, BPF_JMP | BPF_EXIT.
@@ -197,7 +247,9 @@ mod tests {
                 0x54 => registers[to] = (registers[to] as u32 & immediate as u32).into(),
                 0x55 if registers[to] != immediate as u64 => at += skip,
                 0x15 if registers[to] == immediate as u64 => at += skip,
-                0x55 | 0x15 => {}
+                0x45 if registers[to] & immediate as u64 != 0 => at += skip,
+                0x05 => at += skip,
+                0x55 | 0x15 | 0x45 => {}
                 0xb7 => registers[to] = immediate as u64,
                 0x95 => return registers[0] == 1,
                 other => panic!("{other:#x}"),
@@ -238,6 +290,10 @@ mod tests {
                 RW,
                 true,
             ),
+            (vec![deny, r#"{"allow":true,"access":"r"}"#], BLOCK, 8, 1, READ, true),
+            (vec![deny, r#"{"allow":true,"access":"r"}"#], BLOCK, 8, 1, RW, false),
+            (vec![r#"{"allow":true,"access":"m"}"#, r#"{"allow":false,"type":"c"}"#], CHAR, 1, 1, MKNOD, true),
+            (vec![r#"{"allow":true}"#, r#"{"allow":false,"access":"w"}"#], CHAR, 1, 1, WRITE, false),
             // All, and then some not.
             (vec![r#"{"allow":true}"#], BLOCK, 8, 1, RW, true),
             (vec![r#"{"allow":true}"#, r#"{"allow":false,"type":"b","major":8}"#], BLOCK, 8, 1, READ, false),
@@ -254,6 +310,12 @@ mod tests {
                 "{rules:?} {kind} {major}:{minor} {access}"
             );
         }
+    }
+
+    #[test]
+    fn the_default_is_short() {
+        let deny = DeviceRule { access: Some("rwm".to_owned()), ..DeviceRule::default() };
+        assert_eq!(program(&[deny]).unwrap().len(), 26);
     }
 
     #[test]
