@@ -14,6 +14,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
@@ -207,20 +208,24 @@ impl Building {
     /// the name is taken.
     pub fn begin(root: &DataRoot, id: &str) -> Result<Self> {
         let (dir, marker) = (dir(root, id), marker(root, id));
+        let mut patience = 100;
         let lock = loop {
-            let lock = match Lock::try_exclusive(&marker) {
-                Ok(Some(lock)) => lock,
-                Ok(None) => return Err(exit::busy(format!("{id} is being made by another process"))),
+            match Lock::try_exclusive(&marker) {
+                Ok(Some(lock)) if lock.is_at(&marker) => break lock,
+                // Between its making and its locking a reaper took it for a leftover, or does so right now; or another
+                // process is making an overlay of that name, which ends a moment later or much later.
+                Ok(lock) if patience > 0 => {
+                    patience -= 1;
+                    if lock.is_none() {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                }
+                Ok(_) => return Err(exit::busy(format!("{id} is being made by another process"))),
                 Err(e) if missing(&e) => {
                     let overlays = root.overlays();
                     state::make_private_dir(&overlays).with_context(|| overlays.display().to_string())?;
-                    continue;
                 }
                 Err(e) => return Err(e),
-            };
-            // Between its making and its locking a reaper may have taken it for a leftover; then another try is made.
-            if lock.is_at(&marker) {
-                break lock;
             }
         };
         let mut building = Building { dir, marker, lock: Some(lock), made_dir: false };

@@ -172,17 +172,19 @@ fn p01_an_overlay_that_lives_on_in_another_mount_namespace() {
     let world = World::root();
     world.lower("low", &["a"]);
     world.mount("ov", &["low"]);
-    // A namespace of its own holds a copy of the mount: the umount here succeeds, and the file system lives on.
+    // A namespace of its own holds a copy of the mount: the umount here succeeds, and the file system lives on. Of the
+    // other tests' mounts it holds none.
+    let script = format!(
+        "grep -o '/tmp/overlay-test[^ ]*/merged' /proc/self/mountinfo | grep -v {0} | xargs -r umount; \
+         touch {0}/ready; exec sleep 100",
+        world.dir.display()
+    );
     let mut holder = Command::new("unshare")
-        .args(["-m", "--propagation", "private", "sleep", "100"])
+        .args(["-m", "--propagation", "private", "sh", "-c", &script])
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    let unshared = || {
-        let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
-        of(holder.id()) != of(std::process::id())
-    };
-    until(unshared);
+    until(|| world.dir.join("ready").exists());
     world.run(&["umount", "--keep", "ov"]).ok();
     world.run(&["mount", "--id", "ov"]).fails(4, &["upper is in use", "another mount namespace"]);
     assert_eq!(world.state("ov").unwrap(), "kept");
@@ -196,7 +198,12 @@ fn p01_an_overlay_that_lives_on_in_another_mount_namespace() {
 fn an_overlay_of_another_mount_namespace_is_not_deleted() {
     let world = World::root();
     world.lower("low", &["a"]);
-    let script = format!("{} --root {} mount --id ov low && exec sleep 100", crate::harness::BIN, world.data.display());
+    let script = format!(
+        "grep -o '/tmp/overlay-test[^ ]*/merged' /proc/self/mountinfo | xargs -r umount; \
+         {} --root {} mount --id ov low && exec sleep 100",
+        crate::harness::BIN,
+        world.data.display()
+    );
     let mut holder = Command::new("unshare")
         .args(["-m", "--propagation", "private", "sh", "-c", &script])
         .current_dir(&world.dir)

@@ -252,9 +252,8 @@ fn p08_five_hundred_lowers() {
     args.extend(names.iter().map(String::as_str));
     let ran = world.command(&args);
     // Few descriptors to begin with.
-    let script = format!("ulimit -Sn 128; exec \"$@\"");
     let output = std::process::Command::new("sh")
-        .args(["-c", &script, "sh"])
+        .args(["-c", "ulimit -Sn 128; exec \"$@\"", "sh"])
         .arg(ran.get_program())
         .args(ran.get_args())
         .current_dir(&world.dir)
@@ -304,6 +303,9 @@ fn p09_two_levels_stack_and_a_third_is_copied() {
     let refused = world.run(&["mount", "--id", "three", "--backend", "kernel", two.to_str().unwrap()]);
     refused.fails(1, &["mount", "nvalid argument"]);
     assert_eq!(world.in_overlay_dir(), ["one", "two"]);
+    let copied = world.run(&["mount", "--id", "three", two.to_str().unwrap()]);
+    assert_eq!(copied.json()["overlay"]["backend"], "copy");
+    assert_eq!(names_in(&world.merged("three")), ["a"]);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+
 use crate::harness::{World, names_in, sh};
 
 #[test]
@@ -77,14 +79,22 @@ fn trees_of_any_depth_and_width() {
     world.lower("low", &["a"]);
     let merged = world.mount("ov", &["low"]);
     // 2500 levels: far more than a process may have descriptors open, and a path far too long for one call.
-    sh(&format!(
-        "cd {}; ulimit -n 256; i=0; while [ $i -lt 2500 ]; do mkdir d; touch f; cd -P ./d; i=$((i+1)); done",
-        merged.display()
-    ));
-    sh(&format!(
-        "cd {}; mkdir wide; cd wide; seq 20000 | xargs touch; seq -f dir%g 3000 | xargs mkdir",
-        merged.display()
-    ));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let mut dir = openat(CWD, &merged, flags, Mode::empty()).unwrap();
+    for _ in 0..2500 {
+        mkdirat(&dir, "d", Mode::RWXU).unwrap();
+        drop(openat(&dir, "f", OFlags::WRONLY | OFlags::CREATE, Mode::RUSR).unwrap());
+        dir = openat(&dir, "d", flags, Mode::empty()).unwrap();
+    }
+    drop(dir);
+    let wide = merged.join("wide");
+    fs::create_dir(&wide).unwrap();
+    for n in 0..10000 {
+        fs::write(wide.join(format!("f{n}")), "").unwrap();
+    }
+    for n in 0..1000 {
+        fs::create_dir(wide.join(format!("d{n}"))).unwrap();
+    }
     let status = std::process::Command::new("sh")
         .args(["-c", "ulimit -n 150; exec \"$0\" umount ov", crate::harness::BIN])
         .env("SHEEP_DATA_DIR", &world.data)

@@ -1,0 +1,79 @@
+//! `diff` against the real kernel: the same random deeds on an overlay and on a copy of the same lowers give the same
+//! changes, and they are those that two pictures of the tree, before and after, give.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+#[path = "trees/mod.rs"]
+mod trees;
+
+#[path = "diff/cases.rs"]
+mod cases;
+#[path = "diff/random.rs"]
+mod random;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sheep_overlay::backend::copy::copy_stack;
+use sheep_overlay::diff::{Kind, changes};
+use sheep_overlay::doc::{Backend, Overlay};
+use trees::Scratch;
+
+/// An overlay and a copy of the same lowers, each in a directory like those in the data directory.
+struct Both {
+    kernel: Overlay,
+    copy: Overlay,
+}
+
+impl Both {
+    /// Mounts the one and makes the other below `dir`. `lowers` are bottom first.
+    fn new(scratch: &mut Scratch, dir: &Path, lowers: &[PathBuf]) -> Both {
+        let [kernel, copy] = ["kernel", "copy"].map(|backend| {
+            let dir = dir.join(backend);
+            for sub in ["upper", "work", "merged"] {
+                fs::create_dir_all(dir.join(sub)).unwrap();
+            }
+            dir
+        });
+        let top = lowers.last().unwrap();
+        // The root of the merged view is the upper itself: it gets what the topmost lower has, as mount does it.
+        let (from, to) = (top.display(), kernel.display());
+        trees::sh(&format!(
+            "cd {to}; cp -a --attributes-only {from} root; find root -mindepth 1 -delete; touch -r {from} root; \
+             rmdir upper; mv root upper"
+        ));
+        copy_stack(lowers, &copy.join("merged")).unwrap();
+        scratch.overlay(lowers, &kernel);
+        Both { kernel: overlay(&kernel, Backend::Kernel, lowers), copy: overlay(&copy, Backend::Copy, lowers) }
+    }
+}
+
+fn overlay(dir: &Path, backend: Backend, lowers: &[PathBuf]) -> Overlay {
+    Overlay {
+        id: backend.name().to_owned(),
+        merged: dir.join("merged").into(),
+        lower: lowers.iter().map(|lower| lower.clone().into()).collect(),
+        upper: dir.join("upper").into(),
+        work: dir.join("work").into(),
+        backend,
+        backend_reason: String::new(),
+        read_only: false,
+        volatile: true,
+        mount_id: None,
+        boot_id: None,
+        created: String::new(),
+    }
+}
+
+/// The changes as lines.
+fn lines(overlay: &Overlay) -> Vec<String> {
+    let line = |change: &sheep_overlay::diff::Change| {
+        let letter = match change.kind {
+            Kind::Added => 'A',
+            Kind::Modified => 'M',
+            Kind::Deleted => 'D',
+        };
+        format!("{letter} {}", change.path.display())
+    };
+    changes(overlay).unwrap().iter().map(line).collect()
+}

@@ -1,0 +1,301 @@
+//! Random deeds.
+
+use std::collections::BTreeSet;
+use std::ffi::{CString, OsStr};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, UNIX_EPOCH};
+
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
+use sheep_overlay::layer;
+
+use crate::trees::{Picture, Scratch, assert_same, picture};
+use crate::{Both, lines};
+
+/// xorshift64*: the same sequence for the same seed, everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
+    }
+
+    fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())].clone()
+    }
+}
+
+const NAMES: [&[u8]; 7] = [b"a", b"b", b"c d", b"e\nf", b"\xff", b"g", b"h\\"];
+
+/// A path that may or may not be there, three levels deep at most.
+fn any_path(random: &mut Random) -> PathBuf {
+    let depth = 1 + random.below(3);
+    (0..depth).map(|_| OsStr::from_bytes(random.pick(&NAMES))).collect()
+}
+
+/// Where an added thing may go, or a changed one is: half of the time a path that is there.
+fn path(random: &mut Random, root: &Path) -> PathBuf {
+    let there: Vec<Vec<u8>> = picture(root).into_keys().filter(|path| !path.is_empty()).collect();
+    if there.is_empty() || random.below(3) == 0 {
+        any_path(random)
+    } else {
+        PathBuf::from(OsStr::from_bytes(&random.pick(&there)))
+    }
+}
+
+/// Times that repeat, so that equal ones with unequal content occur.
+fn set_time(path: &Path, random: &mut Random) {
+    let seconds = 1_000_000_000 + random.below(2) as u64;
+    let time = UNIX_EPOCH + Duration::new(seconds, random.pick(&[0, 5, 999_999_999]));
+    let _ = File::open(path).and_then(|file| file.set_modified(time));
+}
+
+/// A tree to start from; `below` are the layers under it, in which it hides things.
+fn make_layer(random: &mut Random, root: &Path, below: bool) {
+    fs::create_dir_all(root).unwrap();
+    for _ in 0..6 + random.below(14) {
+        let path = root.join(any_path(random));
+        let Some(parent) = path.parent() else { continue };
+        if fs::create_dir_all(parent).is_err() {
+            continue;
+        }
+        let name = CString::new(path.as_os_str().as_bytes()).unwrap();
+        match random.below(if below { 12 } else { 9 }) {
+            0..5 => {
+                if fs::write(&path, &b"content"[..random.below(8)]).is_ok() {
+                    set_time(&path, random);
+                    fs::set_permissions(&path, PermissionsExt::from_mode(random.pick(&[0o644, 0o4755, 0o400])))
+                        .unwrap();
+                }
+            }
+            5 => drop(symlink(random.pick(&["target", "a/b"]), &path)),
+            6 => drop(mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0)),
+            7 => drop(mknodat(CWD, &path, FileType::CharacterDevice, Mode::RWXU, rustix::fs::makedev(1, 3))),
+            8 => {
+                if fs::create_dir_all(&path).is_ok() {
+                    lsetxattr(&path, "user.sheep", b"1", XattrFlags::empty()).unwrap();
+                    fs::set_permissions(&path, PermissionsExt::from_mode(random.pick(&[0o755, 0o1777, 0o555])))
+                        .unwrap();
+                }
+            }
+            9..11 => drop(layer::make_whiteout(CWD, name.as_c_str())),
+            _ => {
+                // No whiteouts in an opaque directory: the kernel never makes that.
+                if fs::create_dir(&path).is_ok() {
+                    layer::set_opaque(File::open(&path).unwrap()).unwrap();
+                    fs::write(path.join("in opaque"), "x").unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// A deed, decided once and done in both trees.
+#[derive(Debug)]
+enum Deed {
+    Write(PathBuf, &'static str, bool),
+    OpenOnly(PathBuf),
+    Truncate(PathBuf, u64),
+    Chmod(PathBuf, u32),
+    Chown(PathBuf, u32),
+    Xattr(PathBuf, bool),
+    Touch(PathBuf, u64, u32),
+    Remove(PathBuf),
+    Mkdir(PathBuf),
+    Recreate(PathBuf),
+    Symlink(PathBuf, &'static str),
+    Fifo(PathBuf),
+    Move(PathBuf, PathBuf),
+    Link(PathBuf, PathBuf),
+    Rewrite(PathBuf),
+    SwapIn(PathBuf),
+}
+
+fn decide(random: &mut Random, root: &Path) -> Deed {
+    let at = path(random, root);
+    match random.below(18) {
+        0 | 1 => Deed::Write(at, random.pick(&["content", "other", "conTent"]), random.below(2) == 0),
+        2 => Deed::OpenOnly(at),
+        3 => Deed::Truncate(at, random.below(8) as u64),
+        4 => Deed::Chmod(at, random.pick(&[0o644, 0o755, 0o700, 0o4755, 0o1777])),
+        5 => Deed::Chown(at, random.pick(&[0, 1, 1234])),
+        6 => Deed::Xattr(at, random.below(2) == 0),
+        7 => Deed::Touch(at, 1_000_000_000 + random.below(2) as u64, random.pick(&[0, 5, 999_999_999])),
+        8 | 9 => Deed::Remove(at),
+        10 => Deed::Mkdir(at),
+        11 => Deed::Recreate(at),
+        12 => Deed::Symlink(at, random.pick(&["target", "elsewhere"])),
+        13 => Deed::Fifo(at),
+        14 | 15 => Deed::Move(at, path(random, root)),
+        16 if random.below(2) == 0 => Deed::Link(at, path(random, root)),
+        16 => Deed::SwapIn(at),
+        _ => Deed::Rewrite(at),
+    }
+}
+
+/// Does a deed; what is not possible (no such path, a directory in the way) is left undone in both trees alike.
+fn act(deed: &Deed, root: &Path) -> bool {
+    let at = |path: &Path| root.join(path);
+    let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|stat| stat.is_file());
+    let remove = |path: &Path| fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
+    match deed {
+        Deed::Write(path, text, keep_time) => {
+            let path = at(path);
+            if path.exists() && !is_file(&path) {
+                return false;
+            }
+            let time = fs::metadata(&path).and_then(|stat| stat.modified());
+            let Ok(mut file) = File::create(&path) else { return false };
+            file.write_all(text.as_bytes()).unwrap();
+            match time {
+                Ok(time) if *keep_time => file.set_modified(time).is_ok(),
+                _ => true,
+            }
+        }
+        Deed::OpenOnly(path) => is_file(&at(path)) && OpenOptions::new().read(true).write(true).open(at(path)).is_ok(),
+        Deed::Truncate(path, length) => {
+            is_file(&at(path)) && OpenOptions::new().write(true).open(at(path)).unwrap().set_len(*length).is_ok()
+        }
+        Deed::Chmod(path, mode) => {
+            !at(path).is_symlink() && fs::set_permissions(at(path), PermissionsExt::from_mode(*mode)).is_ok()
+        }
+        Deed::Chown(path, uid) => std::os::unix::fs::lchown(at(path), Some(*uid), None).is_ok(),
+        Deed::Xattr(path, set) if *set => lsetxattr(at(path), "trusted.sheep", b"2", XattrFlags::empty()).is_ok(),
+        Deed::Xattr(path, _) => rustix::fs::lremovexattr(at(path), "user.sheep").is_ok(),
+        Deed::Touch(path, seconds, nanoseconds) => {
+            let time = rustix::fs::Timespec { tv_sec: *seconds as i64, tv_nsec: i64::from(*nanoseconds) };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            rustix::fs::utimensat(CWD, at(path), &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        }
+        Deed::Remove(path) => remove(&at(path)).is_ok(),
+        Deed::Mkdir(path) => fs::create_dir_all(at(path)).is_ok(),
+        // What makes an opaque directory.
+        Deed::Recreate(path) => remove(&at(path)).is_ok() && fs::create_dir(at(path)).is_ok(),
+        Deed::Symlink(path, target) => symlink(target, at(path)).is_ok(),
+        Deed::Fifo(path) => mknodat(CWD, at(path), FileType::Fifo, Mode::RWXU, 0).is_ok(),
+        // mv(1) copies a directory where OverlayFS will not rename it.
+        Deed::Move(from, to) => {
+            let (from, to) = (at(from), at(to));
+            let moves = from.symlink_metadata().is_ok() && !to.starts_with(&from) && !from.starts_with(&to);
+            moves && Command::new("mv").arg("-fT").arg("--").arg(from).arg(to).output().unwrap().status.success()
+        }
+        Deed::Link(from, to) => is_file(&at(from)) && fs::hard_link(at(from), at(to)).is_ok(),
+        // Another inode, the same to look at: no change.
+        Deed::Rewrite(path) => {
+            let path = at(path);
+            is_file(&path) && {
+                let script = "cp -a -- \"$1\" \"$1.new\" && mv -f -- \"$1.new\" \"$1\"";
+                Command::new("sh").arg("-c").arg(script).arg("sh").arg(&path).output().unwrap().status.success()
+            }
+        }
+        // The way programs are deployed: a tree beside the old one, then two renames.
+        Deed::SwapIn(path) => {
+            let path = at(path);
+            path.is_dir() && !path.is_symlink() && {
+                let script = "cp -a -- \"$1\" \"$1.new\" && find \"$1.new\" -type f -size +3c -exec sh -c 'for f; do \
+                    touch -r \"$f\" \"$0\"; printf X | dd of=\"$f\" conv=notrunc status=none; touch -r \"$0\" \"$f\"; \
+                    done' \"$2\" {} + ; rm -f \"$2\"; mv -T -- \"$1\" \"$1.old\" && mv -T -- \"$1.new\" \"$1\"";
+                let reference = root.join(".reference");
+                let mut command = Command::new("sh");
+                command.arg("-c").arg(script).arg("sh").arg(&path).arg(reference);
+                command.output().unwrap().status.success()
+            }
+        }
+    }
+}
+
+/// The changes that two pictures show.
+fn expected(before: &Picture, after: &Picture) -> Vec<String> {
+    let mut lines = Vec::new();
+    let paths: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    for path in paths {
+        let (old, new) = (before.get(path), after.get(path));
+        let letter = match (old, new) {
+            (None, _) => 'A',
+            (Some(_), None) => {
+                // One line for a directory; and none below what is no directory any more.
+                let parent = path.iter().rposition(|byte| *byte == b'/').map_or(&[][..], |at| &path[..at]);
+                if after.get(parent).is_none_or(|look| look.kind != 'd') {
+                    continue;
+                }
+                'D'
+            }
+            (Some(old), Some(new)) => {
+                let is_dir = old.kind == 'd' && new.kind == 'd';
+                let whole = old.mtime.1 == 0 || new.mtime.1 == 0;
+                let same_time = old.mtime.0 == new.mtime.0 && (whole || old.mtime.1 == new.mtime.1);
+                let same = (old.kind, old.mode, old.owner, old.rdev) == (new.kind, new.mode, new.owner, new.rdev)
+                    && (&old.content, &old.xattrs) == (&new.content, &new.xattrs)
+                    && (is_dir || same_time);
+                if same {
+                    continue;
+                }
+                'M'
+            }
+        };
+        lines.push((path, letter));
+    }
+    lines.sort();
+    let line = |(path, letter): (&Vec<u8>, char)| format!("{letter} /{}", OsStr::from_bytes(path).to_string_lossy());
+    lines.into_iter().map(line).collect()
+}
+
+fn sequence(scratch: &mut Scratch, seed: u64) {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let dir = scratch.dir().join(seed.to_string());
+    let layers = 1 + random.below(3);
+    let lowers: Vec<PathBuf> = (0..layers).map(|layer| dir.join(format!("lower{layer}"))).collect();
+    for (layer, root) in lowers.iter().enumerate() {
+        make_layer(&mut random, root, layer > 0);
+    }
+    let both = Both::new(scratch, &dir, &lowers);
+    let (kernel, copy) = (&both.kernel.merged, &both.copy.merged);
+
+    let before = picture(copy);
+    // Where layers merge, OverlayFS shows directory times of the topmost, like the copy.
+    assert_same(&format!("seed {seed}: the copy"), &picture(kernel), &before, |look| look.blocks = 0);
+    assert_eq!(lines(&both.kernel), [""; 0], "seed {seed}: an untouched overlay");
+    assert_eq!(lines(&both.copy), [""; 0], "seed {seed}: an untouched copy");
+
+    let mut log = String::new();
+    for _ in 0..1 + random.below(12) {
+        let deed = decide(&mut random, copy);
+        let done = (act(&deed, kernel), act(&deed, copy));
+        log.push_str(&format!("{deed:?} -> {done:?}\n"));
+        assert_eq!(done.0, done.1, "seed {seed}: one of the trees refused a deed:\n{log}");
+    }
+    let after = picture(copy);
+    let context = format!("seed {seed}:\n{log}");
+    assert_same(&context, &picture(kernel), &after, |look| {
+        (look.blocks, look.mtime, look.link) = (0, (0, 0), None);
+    });
+    let want = expected(&before, &after);
+    assert_eq!(lines(&both.copy), want, "copy, {context}");
+    assert_eq!(lines(&both.kernel), want, "kernel, {context}");
+    scratch.unmount();
+    assert_eq!(lines(&both.kernel), want, "kernel, not mounted, {context}");
+}
+
+#[test]
+fn both_backends_tell_the_same_on_tmpfs() {
+    let mut scratch = Scratch::on("tmpfs");
+    for seed in 1..=400 {
+        sequence(&mut scratch, seed);
+        fs::remove_dir_all(scratch.dir().join(seed.to_string())).unwrap();
+    }
+}
+
+#[test]
+fn both_backends_tell_the_same_on_ext4() {
+    let mut scratch = Scratch::on("ext4");
+    for seed in 1001..=1100 {
+        sequence(&mut scratch, seed);
+    }
+}
