@@ -37,7 +37,7 @@ pub fn drop_overlay(root: &DataRoot, id: &str) -> Result<()> {
     let _lock = record::lock(root, id)?.ok_or_else(|| find::no_such(id))?;
     let _hold = match record::read(&dir)? {
         Some(overlay) => {
-            let hold = (overlay.backend == Backend::Kernel).then(|| mountpoint::hold(&overlay.merged)).flatten();
+            let hold = if worth_a_hold(&overlay) { mountpoint::hold(&overlay.merged) } else { None };
             unmount(&overlay, &dir)?;
             hold
         }
@@ -48,6 +48,13 @@ pub fn drop_overlay(root: &DataRoot, id: &str) -> Result<()> {
         }
     };
     record::discard(root, &dir)
+}
+
+/// Whether the end of the mount would write changes to the disk that are about to be deleted. The hold costs an RCU grace
+/// period, which an upper without changes does not repay.
+fn worth_a_hold(overlay: &Overlay) -> bool {
+    let writes = overlay.backend == Backend::Kernel && !overlay.volatile && !overlay.read_only;
+    writes && std::fs::read_dir(&overlay.upper).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// Unmounts an overlay and keeps its upper; returns the record of what is kept.
