@@ -188,7 +188,8 @@ fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<(), Failure> {
     };
     for (number, lower) in parts.lowers.iter().enumerate() {
         if let Err(errno) = set_dir("lowerdir+", *lower) {
-            let unknown = number == 0 && errno == Errno::INVAL;
+            // EOPNOTSUPP: before Linux 6.5 OverlayFS takes strings only.
+            let unknown = number == 0 && matches!(errno, Errno::INVAL | Errno::OPNOTSUPP);
             let refused = refused("lowerdir+", errno);
             return Err(if unknown { Failure::UnknownWay(refused) } else { Failure::Refused(refused) });
         }
