@@ -84,9 +84,9 @@ pub fn main(words: &[OsString]) -> u8 {
     }
     let (lock, _supervisor, mut ready) = (sys::inherited(lock), sys::inherited(supervisor), sys::inherited(ready));
     let started = detach().and_then(|()| {
-        // The siblings inherit the supervisor's lock, and nothing else.
+        // The siblings inherit the supervisor's lock and the ready pipe: if we are killed, neither the next command nor
+        // the client takes us for gone while one of them is still at work.
         fcntl_setfd(lock.as_fd(), FdFlags::CLOEXEC).context("lock")?;
-        fcntl_setfd(ready.as_fd(), FdFlags::CLOEXEC).context("ready pipe")?;
         let home = Home { data: DataRoot::open(Some(Path::new(data)))?, states: PathBuf::from(states) };
         let dir = home.bundle(id);
         let parked = start(&home, &dir).inspect_err(|_| {
@@ -178,7 +178,9 @@ fn start(home: &Home, dir: &Path) -> Result<Parked> {
         // Up to what is there now: the other end may be held by somebody still.
         let _ = (&err).read_to_end(&mut said);
         let said = String::from_utf8_lossy(&said);
-        return Err(tool::failure(NS, status, said.lines().last()).into());
+        let mut error = tool::failure(NS, status, said.lines().last());
+        error.code = code_for_program(&error.message).unwrap_or(error.code);
+        return Err(error.into());
     }
     let pid = record::read_pid(dir).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
     let pid = pid.ok_or_else(|| anyhow!("{NS} create wrote no process id"))?;
@@ -196,6 +198,14 @@ fn start(home: &Home, dir: &Path) -> Result<Parked> {
     (container.started, container.finished) = (Some(state::now()), None);
     record.save()?;
     Ok(Parked { pid, pidfd, out, err: Some(err), _stdin: stdin, log })
+}
+
+/// The exit code that `run` has for a program that is not there or cannot be executed. An OCI runtime's `create` has no
+/// codes for that; engines go by the words, which are the same in all runtimes.
+fn code_for_program(message: &str) -> Option<i32> {
+    let endings = [("no such file or directory", 127), ("permission denied", 126)];
+    let of_program = message.contains("exec ");
+    endings.iter().find(|(words, _)| of_program && message.to_lowercase().contains(words)).map(|(_, code)| *code)
 }
 
 /// The container's record, from the document on stdin; stdin is /dev/null afterwards.

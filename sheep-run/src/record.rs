@@ -21,7 +21,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sheep_overlay::doc::{DocPath, Document};
@@ -45,9 +45,7 @@ pub struct Home {
 impl Home {
     /// Opens the data directory `root`, or the default one.
     pub fn open(root: Option<&Path>) -> Result<Self> {
-        let data = DataRoot::open(root)?;
-        make_private_dir(&data.containers()).with_context(|| data.containers().display().to_string())?;
-        Ok(Home { data, states: state::run_dir()?.join("ns") })
+        Ok(Home { data: DataRoot::open(root)?, states: state::run_dir()?.join("ns") })
     }
 
     /// The bundle of the container `id`.
@@ -148,12 +146,9 @@ impl Record {
         let file = dir.join("container.json");
         let Some(map) = state::read_json::<Map<String, Value>>(&file)? else { return Ok(None) };
         let document = Document(map);
-        let container: Option<Container> = document.get(KEY).with_context(|| {
-            format!("state file {} is corrupt; 'sheep-run rm -f' removes the container", file.display())
+        let mut container: Container = document.require(KEY, "sheep-run").map_err(|why| {
+            anyhow!("state file {} is corrupt: {why}; 'sheep-run rm -f' removes the container", file.display())
         })?;
-        let Some(mut container) = container else {
-            anyhow::bail!("state file {} is corrupt: it has no '{KEY}' key", file.display());
-        };
         if container.is_running() && container.pid.is_none() {
             container.pid = read_pid(dir);
         }
@@ -246,6 +241,8 @@ pub fn claim(home: &Home, wanted: Wanted, in_the_way: impl Fn(&Path) -> Result<(
     }
     // All of this happens under the lock of names. So a directory without a record is either being made by the holder
     // of that lock, or left by somebody who was killed.
+    let containers = home.data.containers();
+    make_private_dir(&containers).with_context(|| containers.display().to_string())?;
     let _names = home.lock_names()?;
     if let Some(name) = &wanted.name {
         name_is_free(home, name, &in_the_way)?;
@@ -323,7 +320,10 @@ pub fn dirs(home: &Home) -> Result<Vec<PathBuf>> {
 
 fn entries(home: &Home) -> Result<Vec<(String, PathBuf)>> {
     let containers = home.data.containers();
-    let entries = fs::read_dir(&containers).with_context(|| containers.display().to_string())?;
+    let entries = match fs::read_dir(&containers) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| containers.display().to_string())?,
+    };
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry.with_context(|| containers.display().to_string())?;

@@ -40,6 +40,10 @@ pub fn finish(home: &Home, dir: &Path, lock: &File, end: End) -> Result<()> {
     record.container.signal = end.signal;
     record.container.oom_killed = end.oom_killed;
     record.container.finished = Some(state::now());
+    if let Some(overlay) = record.document.0.get_mut("overlay").and_then(Value::as_object_mut) {
+        // What names the mount goes with it.
+        overlay.retain(|key, _| !["mountId", "bootId"].contains(&key.as_str()));
+    }
     // The exit code first: what comes after can be made up for by the next command, a lost exit code cannot.
     record.save()?;
     keep(home, dir)
@@ -161,7 +165,9 @@ fn counts_oom_kill(events: &str) -> bool {
 }
 
 fn cgroup2_mount() -> Option<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    // Other mount points may have names that are not UTF-8.
+    let table = fs::read("/proc/self/mountinfo").ok()?;
+    let table = String::from_utf8_lossy(&table);
     let is_cgroup2 = |line: &&str| line.split_once(" - ").is_some_and(|(_, rest)| rest.starts_with("cgroup2 "));
     table.lines().find(is_cgroup2).and_then(|line| line.split(' ').nth(4)).map(PathBuf::from)
 }

@@ -1,6 +1,20 @@
-//! placeholder
-#[test]
-fn version() {
-    let out = std::process::Command::new(env!("CARGO_BIN_EXE_sheep-run")).arg("--version").output().unwrap();
-    assert!(out.status.success());
-}
+//! `sheep-run` itself, with the real siblings: each test in a world of its own.
+
+// A test that cannot go on says where by panicking; the helpers in harness.rs are tests too, which clippy cannot know.
+#![allow(clippy::unwrap_used)]
+
+#[path = "cli/harness.rs"]
+mod harness;
+
+#[path = "cli/crash.rs"]
+mod crash;
+#[path = "cli/explain.rs"]
+mod explain;
+#[path = "cli/lifecycle.rs"]
+mod lifecycle;
+#[path = "cli/logs.rs"]
+mod logs;
+#[path = "cli/refusals.rs"]
+mod refusals;
+#[path = "cli/signals.rs"]
+mod signals;

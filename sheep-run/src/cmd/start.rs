@@ -1,6 +1,7 @@
 //! `sheep-run start`: a stopped container again, with the changes it made.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use sheep_overlay::doc::Document;
@@ -18,6 +19,9 @@ use crate::signals::Signals;
 use crate::steps;
 use crate::tool;
 
+/// How long another command may be at work on the container.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Starts containers under monitors, and prints their ids or documents. One that runs is left as it is.
 pub fn start(home: &Home, flags: &Start) -> Result<u8> {
     let signals = Signals::hold()?;
@@ -29,12 +33,20 @@ pub fn start(home: &Home, flags: &Start) -> Result<u8> {
 }
 
 fn start_one(home: &Home, dir: &Path, signals: &Signals) -> Result<()> {
-    let lock = locks::lock(dir)?;
-    repair::repair_locked(home, dir, &lock)?;
-    let record = Record::reload(dir)?;
-    if record.container.is_running() || matches!(locks::supervision(dir)?, Supervision::Supervised(_)) {
-        return Ok(());
-    }
+    let (lock, record) = loop {
+        let lock = locks::lock(dir)?;
+        repair::repair_locked(home, dir, &lock)?;
+        let record = Record::reload(dir)?;
+        if record.container.is_running() {
+            return Ok(());
+        }
+        match locks::supervision(dir)? {
+            // A sibling whose command was killed is still at work; it ends by itself.
+            Supervision::Supervised(file) if locks::until_unsupervised(&file, Instant::now() + PATIENCE) => {}
+            Supervision::Supervised(_) => return Err(exit::busy("another command is at work on it")),
+            _ => break (lock, record),
+        }
+    };
     let supervisor = locks::supervise(dir)?;
     let started = mounted(home, record, signals).and_then(|record| monitor::launch(home, &record, &lock, &supervisor));
     if let Err(error) = started {

@@ -52,7 +52,8 @@ fn end(home: &Home, dir: &Path, deadline: Instant) -> Result<()> {
 
 /// Kills a container and waits until everything of it is put away.
 pub fn kill_and_wait(home: &Home, dir: &Path) -> Result<()> {
-    if signal(home, dir, "KILL")? && !has_ended(home, dir, Instant::now() + CLEANING)? {
+    signal(home, dir, "KILL")?;
+    if !has_ended(home, dir, Instant::now() + CLEANING)? {
         bail!("killed, but not put away after {} s; is its monitor stopped?", CLEANING.as_secs());
     }
     Ok(())

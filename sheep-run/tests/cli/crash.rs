@@ -1,0 +1,170 @@
+//! kill -9 of any of our processes at any moment: nothing lost, and nothing left that the next command does not mend.
+
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill, killpg};
+
+use crate::harness::{World, eventually, pid_of};
+
+/// Moments spread over the whole of a command that takes some tens of milliseconds, without a random source: a failure
+/// can be run again.
+fn moments() -> impl Iterator<Item = Duration> {
+    (0..24).map(|n| Duration::from_millis(3) * n)
+}
+
+#[test]
+fn a_client_killed() {
+    let world = World::new();
+    for flags in ["", "--rm", "-d", "-d --rm"] {
+        for (n, moment) in moments().enumerate() {
+            let mut child = world.start(&format!("exec sheep-run run {flags} --name k minimal sleep 60"));
+            thread::sleep(moment);
+            if n % 2 == 0 {
+                let _ = kill(pid_of(&child), Signal::SIGKILL);
+            } else {
+                // And the siblings it has at work.
+                let _ = killpg(pid_of(&child), Signal::SIGKILL);
+            }
+            child.wait().unwrap();
+            let listed = world.sh("sheep-run ps -a --json | jq -r .container.status");
+            assert!(["", "creating\n", "running\n", "stopped\n"].contains(&listed.stdout.as_str()), "{listed:?}");
+            let removed = world.sh("sheep-run rm -f k");
+            assert!([0, 3].contains(&removed.code), "{flags} {moment:?}: {removed:?}");
+            if removed.code == 3 {
+                // A sibling that outlived the client may still have had something at work; ps mends it.
+                eventually("it is gone", || world.sh("sheep-run ps -a --json").stdout.is_empty());
+            }
+            world.assert_nothing_left();
+        }
+    }
+}
+
+#[test]
+fn the_name_of_a_killed_run_is_free_again() {
+    let world = World::new();
+    for moment in moments().step_by(3) {
+        let mut child = world.start("sheep-run run --name k minimal sleep 60");
+        thread::sleep(moment);
+        let _ = killpg(pid_of(&child), Signal::SIGKILL);
+        child.wait().unwrap();
+        let outcome = world.sh("sheep-run run --rm --name k minimal true");
+        // The first process of a container belongs to no process group of ours: it may live on, and has the name.
+        assert!(outcome.code == 0 || outcome.stderr.contains("in use"), "{outcome:?}");
+        world.sh("sheep-run rm -f k");
+        world.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_container_outlives_its_client_in_the_foreground() {
+    let world = World::new();
+    let mut child = world.start("exec sheep-run run --name o minimal sleep 60");
+    eventually("it runs", || world.sh("sheep-run exec o true").code == 0);
+    kill(pid_of(&child), Signal::SIGKILL).unwrap();
+    child.wait().unwrap();
+    assert_eq!(world.field("o", ".container.status"), "\"running\"");
+    assert_eq!(world.sh("sheep-run exec o echo alive").ok(), "alive");
+    world.sh("sheep-run stop -t 0 o").ok();
+    assert_eq!(world.field("o", "[.container.status, .container.exitCode]"), "[\"stopped\",null]");
+    assert_eq!(world.mounts(), Vec::<String>::new());
+    world.sh("sheep-run rm o").ok();
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_monitor_killed_while_the_container_runs() {
+    let world = World::new();
+    for flags in ["", "--rm"] {
+        let id = world.sh(&format!("sheep-run run {flags} --name m -d minimal sleep 600")).ok();
+        world.kill_monitors();
+        assert_eq!(world.sh("sheep-run ps --json | jq -r .container.status").ok(), "running");
+        assert_eq!(world.sh("sheep-run exec m echo alive").ok(), "alive");
+        world.sh("sheep-run rm m").fails(4, "running");
+        world.sh("sheep-run stop -t 0 m").ok();
+        assert_eq!(world.mounts(), Vec::<String>::new());
+        world.assert_no_cgroup(&id);
+        if flags.is_empty() {
+            assert_eq!(world.field("m", "[.container.status, .container.exitCode]"), "[\"stopped\",null]");
+            assert!(world.sh("sheep-run ps -a").ok().contains("Exited (?)"));
+            assert_eq!(world.sh("sheep-run wait m").ok(), "unknown");
+            world.sh("sheep-run start m && sheep-run exec m true").ok();
+            world.kill_monitors();
+            world.sh("sheep-run rm -f m").ok();
+        }
+        world.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_container_that_ends_without_its_monitor() {
+    let world = World::new();
+    world.sh("sheep-run run --name m -d minimal sh -c 'while [ ! -e /end ]; do sleep 0.02; done'").ok();
+    world.kill_monitors();
+    world.sh("sheep-run exec m touch /end").ok();
+    eventually("the next command sees it", || world.field("m", ".container.status") == "\"stopped\"");
+    assert_eq!(world.mounts(), Vec::<String>::new(), "and has unmounted it");
+    world.sh("sheep-run rm m").ok();
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_monitor_killed_at_any_moment() {
+    let world = World::new();
+    for flags in ["", "--rm"] {
+        for (n, moment) in moments().enumerate() {
+            let command = if n % 2 == 0 { "sleep 0.02" } else { "sleep 60" };
+            let mut child = world.start(&format!("exec sheep-run run {flags} --name k -d minimal {command}"));
+            let mut seen = Vec::new();
+            while seen.is_empty() && child.try_wait().unwrap().is_none() {
+                seen = world.monitors();
+            }
+            thread::sleep(moment / 2);
+            for pid in world.monitors() {
+                let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            let code = child.wait().unwrap().code();
+            assert!([Some(0), Some(125)].contains(&code), "{code:?}");
+            let removed = world.sh("sheep-run rm -f k");
+            assert!([0, 3].contains(&removed.code), "{flags} {moment:?}: {removed:?}");
+            world.assert_nothing_left();
+        }
+    }
+}
+
+#[test]
+fn stop_and_rm_killed() {
+    let world = World::new();
+    for moment in moments() {
+        world.sh("sheep-run run --name k -d minimal sleep 60").ok();
+        for verb in ["stop -t 0", "rm -f"] {
+            let mut child = world.start(&format!("exec sheep-run {verb} k"));
+            thread::sleep(moment / 3);
+            let _ = killpg(pid_of(&child), Signal::SIGKILL);
+            child.wait().unwrap();
+        }
+        let removed = world.sh("sheep-run rm -f k");
+        assert!([0, 3].contains(&removed.code), "{moment:?}: {removed:?}");
+        world.assert_nothing_left();
+    }
+}
+
+#[test]
+fn start_killed_loses_no_changes() {
+    let world = World::new();
+    world.sh("sheep-run run --name k minimal sh -c 'echo precious >/f'").ok();
+    world.sh("id=$(sheep-run inspect --print id k); jq '.process.args=[\"sleep\",\"60\"]' data/containers/$id/config.json >c && cp c data/containers/$id/config.json").ok();
+    for (n, moment) in moments().enumerate() {
+        let mut child = world.start("exec sheep-run start k");
+        thread::sleep(moment / 2);
+        let _ = kill(pid_of(&child), Signal::SIGKILL);
+        if n % 2 == 0 {
+            world.kill_monitors();
+        }
+        child.wait().unwrap();
+        world.sh("sheep-run start k && sheep-run exec k grep -q precious /f && sheep-run stop -t 0 k").ok();
+        assert_eq!(world.mounts(), Vec::<String>::new());
+    }
+    world.sh("sheep-run rm k").ok();
+    world.assert_nothing_left();
+}
