@@ -22,6 +22,8 @@ mod sys;
 pub mod tty;
 pub mod userns;
 
+pub use sys::Arena;
+
 use cli::Verb;
 
 /// Runs one command line; gives the exit code.

@@ -6,6 +6,9 @@ use clap::Parser;
 use sheep_ns::cli::{Cli, Verb};
 use sheep_ns::{exit, log, protect};
 
+#[global_allocator]
+static MEMORY: sheep_ns::Arena = sheep_ns::Arena::new();
+
 fn main() -> ExitCode {
     let runs = protect::is_needed(std::env::args_os().skip(1));
     if runs && let Err(error) = protect::protect() {

@@ -33,19 +33,23 @@ pub fn is_needed(mut words: impl Iterator<Item = std::ffi::OsString>) -> bool {
 /// takes it; returns in the process that is safe.
 pub fn protect() -> Result<()> {
     // Read-only mount, or no right to write: as this user, and so as the container's root, who can at most do the same.
-    if accessat(CWD, EXE, Access::WRITE_OK, AtFlags::EACCESS).is_err() || is_sealed() {
-        // The kernel names a process that was executed from a descriptor by its number.
-        let _ = rustix::thread::set_name(c"sheep-ns");
-        return Ok(());
+    if accessat(CWD, EXE, Access::WRITE_OK, AtFlags::EACCESS).is_err() {
+        return protected();
     }
     let exe = match read_only_view() {
         Ok(view) => view,
+        Err(_) if is_sealed() => return protected(),
         Err(_) => sealed_copy().context("copy the program to memory")?,
     };
     let strings = |words: Vec<Vec<u8>>| words.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
     let args = strings(env::args_os().map(|arg| arg.as_bytes().to_vec()).collect())?;
     let env = strings(env::vars_os().map(|(k, v)| [k.as_bytes(), b"=", v.as_bytes()].concat()).collect())?;
     Err(anyhow::Error::from(sys::fexecve(exe.as_fd(), &args, &env)).context("execute the protected program"))
+}
+
+fn protected() -> Result<()> {
+    // Some kernels name a process that was executed from a descriptor by the descriptor's number.
+    rustix::thread::set_name(c"sheep-ns").context("prctl(PR_SET_NAME)")
 }
 
 fn is_sealed() -> bool {

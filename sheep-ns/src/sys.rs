@@ -1,6 +1,10 @@
-//! The system calls that neither nix nor rustix wraps safely, each behind a small safe function. The only file of this
-//! crate with `unsafe` in it.
+//! The system calls that neither nix nor rustix wraps safely, each behind a small safe function. The only module of
+//! this crate with `unsafe` in it.
 #![allow(unsafe_code)]
+
+mod arena;
+
+pub use arena::Arena;
 
 use std::ffi::{CStr, CString};
 use std::io;

@@ -66,11 +66,18 @@ impl Drop for Raw<'_> {
     }
 }
 
-/// Gives the container's terminal the size of ours. Where ours is none, it is left as it is.
+/// Gives the container's terminal the size of ours. Where ours is none, or has no size, it is left as it is.
 pub fn copy_size(ours: BorrowedFd<'_>, master: BorrowedFd<'_>) {
-    if let Ok(size) = tcgetwinsize(ours) {
+    if let Ok(size) = tcgetwinsize(ours)
+        && (size.ws_row, size.ws_col) != (0, 0)
+    {
         let _ = tcsetwinsize(master, size);
     }
+}
+
+/// Whether the terminal has a size, as `consoleSize` gives it one.
+pub fn has_size(master: BorrowedFd<'_>) -> bool {
+    tcgetwinsize(master).is_ok_and(|size| (size.ws_row, size.ws_col) != (0, 0))
 }
 
 /// Bytes on their way in one direction.

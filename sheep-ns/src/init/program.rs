@@ -2,7 +2,7 @@
 //! working directory, user, capabilities, execve.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -134,13 +134,14 @@ pub enum Tie {
 /// directory.
 pub fn become_user(program: &Program, setgroups: bool, tie: Tie, old_umask: Mode, keep: &mut [RawFd]) -> Result<Ready> {
     for (resource, limit) in &program.limits {
-        setrlimit(*resource, limit.clone()).with_context(|| {
+        setrlimit(*resource, *limit).with_context(|| {
             format!("process.rlimits: {resource:?} to {}:{}", shown(limit.current), shown(limit.maximum))
         })?;
     }
     // Before the change of directory, so that no path leads to a descriptor of ours (CVE-2024-21626).
     close_all_but(3 + program.preserve_fds, keep).context("close what the program shall not have")?;
     let entered = enter_cwd(program);
+    own_pipes(&program.user);
     caps::bound(&program.caps).context("process.capabilities: bounding set")?;
     change_user(program, setgroups)?;
     match entered {
@@ -205,6 +206,20 @@ fn enter_cwd(program: &Program) -> Result<(), Errno> {
     match made {
         Ok(_) => chdir(program.cwd.as_c_str()),
         Err(error) => Err(error.downcast_ref::<Errno>().copied().unwrap_or(Errno::NOENT)),
+    }
+}
+
+/// Gives the pipes among stdin, stdout and stderr to the user, who may then open /dev/stdout again, as images that log
+/// there do. Only pipes, which nobody else sees: a file or a terminal of the caller's stays the caller's.
+fn own_pipes(user: &oci::User) {
+    const PIPEFS_MAGIC: u32 = 0x5049_5045;
+    let owner = (rustix::process::Uid::from_raw(user.uid), rustix::process::Gid::from_raw(user.gid));
+    for fd in [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()] {
+        let is_pipe = rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type as u32 == PIPEFS_MAGIC);
+        if user.uid != 0 && is_pipe {
+            // In a user namespace the pipe may be one that cannot be given away; it works as it is.
+            let _ = rustix::fs::fchown(fd, Some(owner.0), Some(owner.1));
+        }
     }
 }
 

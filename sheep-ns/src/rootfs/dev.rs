@@ -1,5 +1,6 @@
 //! /dev: the device nodes every program expects, those of config.json, and the usual links.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use super::mount::{attach, clone_tree};
 use super::resolve::{self, Make};
 use crate::exit;
 use crate::oci;
+use crate::sys;
 
 /// A device node, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +74,8 @@ fn node(device: &oci::Device) -> Result<Node> {
     Ok(Node { path: path.into(), kind, number, mode, owner: (device.uid.unwrap_or(0), device.gid.unwrap_or(0)) })
 }
 
-/// Makes the nodes and the links beneath `root`. In a user namespace no node can be made: there the host's are bound
-/// (`bind`). Runs with umask 0.
+/// Makes the nodes and the links beneath `root`. With `bind` the host's are bound: in a user namespace no node can be
+/// made, and on a mount without devices none would work. Runs with umask 0.
 pub fn make(root: BorrowedFd<'_>, nodes: &[Node], bind: bool) -> Result<()> {
     let dev = resolve::target(root, Path::new("/dev"), Make::Dir)?;
     for node in nodes {
@@ -89,9 +91,6 @@ pub fn make(root: BorrowedFd<'_>, nodes: &[Node], bind: bool) -> Result<()> {
 }
 
 fn make_node(root: BorrowedFd<'_>, dev: BorrowedFd<'_>, node: &Node, bind: bool) -> Result<()> {
-    if bind && node.kind != FileType::Fifo {
-        return bind_node(root, node);
-    }
     let in_dev = node.path.strip_prefix("/dev").ok().filter(|rest| rest.components().count() == 1);
     let elsewhere;
     let (dir, name) = match in_dev {
@@ -102,6 +101,9 @@ fn make_node(root: BorrowedFd<'_>, dev: BorrowedFd<'_>, node: &Node, bind: bool)
             (elsewhere.as_fd(), name)
         }
     };
+    if bind && node.kind != FileType::Fifo {
+        return bind_node(dir, name, node);
+    }
     match mknodat(dir, name, node.kind, Mode::from_raw_mode(node.mode), node.number) {
         Ok(()) if node.owner == (0, 0) => Ok(()),
         Ok(()) => {
@@ -116,15 +118,20 @@ fn make_node(root: BorrowedFd<'_>, dev: BorrowedFd<'_>, node: &Node, bind: bool)
             bail!("the image has something else there");
         }
         // A container that was not given the right to make nodes, and runs containers of its own.
-        Err(Errno::PERM) if node.kind != FileType::Fifo => bind_node(root, node),
+        Err(Errno::PERM) if node.kind != FileType::Fifo => bind_node(dir, name, node),
         Err(e) => Err(e.into()),
     }
 }
 
-fn bind_node(root: BorrowedFd<'_>, node: &Node) -> Result<()> {
+fn bind_node(dir: BorrowedFd<'_>, name: &OsStr, node: &Node) -> Result<()> {
     let tree = clone_tree(CWD, &node.path, false).context("the host's node")?;
     check_node(tree.as_fd(), node.kind, node.number).context("the host's node")?;
-    let target = resolve::target(root, &node.path, Make::File)?;
+    keep_attributes(tree.as_fd())?;
+    match mknodat(dir, name, FileType::RegularFile, Mode::from_raw_mode(0o666), 0) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e).context("make the file to bind on"),
+    }
+    let target = resolve::open_no_links(dir, Path::new(name), OFlags::PATH)?;
     attach(tree.as_fd(), target.as_fd()).context("bind")
 }
 
@@ -133,6 +140,12 @@ pub fn null() -> Result<std::os::fd::OwnedFd> {
     let tree = clone_tree(CWD, Path::new("/dev/null"), false).context("/dev/null")?;
     check_node(tree.as_fd(), FileType::CharacterDevice, makedev(1, 3)).context("/dev/null")?;
     Ok(tree)
+}
+
+/// A read-only mount of a device still takes what is written to it; but nobody can change the mode or the owner of the
+/// host's node through it.
+fn keep_attributes(tree: BorrowedFd<'_>) -> Result<()> {
+    sys::mount_setattr(tree, false, libc::MOUNT_ATTR_RDONLY, 0, 0).context("the host's node: read-only")
 }
 
 fn check_node(fd: BorrowedFd<'_>, kind: FileType, number: u64) -> Result<()> {
@@ -156,7 +169,7 @@ pub fn open_ptmx(root: BorrowedFd<'_>) -> Result<std::os::fd::OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NOCTTY;
     let master = resolve::open_no_links(root, Path::new("/dev/pts/ptmx"), flags)
         .context("terminal: /dev/pts/ptmx (does the config mount devpts at /dev/pts?)")?;
-    let real = rustix::fs::fstatfs(&master).is_ok_and(|fs| fs.f_type as i64 == DEVPTS_SUPER_MAGIC);
+    let real = rustix::fs::fstatfs(&master).is_ok_and(|fs| fs.f_type == DEVPTS_SUPER_MAGIC);
     if !real {
         bail!("terminal: /dev/pts in the container is no devpts");
     }

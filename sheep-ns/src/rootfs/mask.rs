@@ -19,7 +19,7 @@ pub fn mask(root: BorrowedFd<'_>, paths: &[PathBuf]) -> Result<()> {
     for path in paths {
         let Some(target) = find(root, path, "maskedPaths")? else { continue };
         let (cover, make): (&mut Option<OwnedFd>, fn() -> Result<OwnedFd>) =
-            if resolve::is_dir(target.as_fd())? { (&mut empty, empty_dir) } else { (&mut null, dev::null) };
+            if resolve::is_dir(target.as_fd())? { (&mut empty, empty_dir) } else { (&mut null, null_file) };
         let cover = match cover {
             Some(first) => clone_tree(first.as_fd(), Path::new(""), false),
             None => Ok(make().with_context(|| format!("maskedPaths: {}", path.display()))?),
@@ -51,6 +51,14 @@ fn find(root: BorrowedFd<'_>, path: &Path, what: &str) -> Result<Option<OwnedFd>
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
         Err(e) => Err(e).with_context(|| format!("{what}: {}", path.display())),
     }
+}
+
+/// The host's /dev/null. Read-only: reading and writing it are as ever, but its mode and owner are the host's.
+fn null_file() -> Result<OwnedFd> {
+    let tree = dev::null()?;
+    let quiet = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+    sys::mount_setattr(tree.as_fd(), false, quiet, 0, 0)?;
+    Ok(tree)
 }
 
 fn empty_dir() -> Result<OwnedFd> {

@@ -35,6 +35,7 @@ pub struct Plan {
     /// `None` where the host's /dev is bound in: it has everything already.
     nodes: Option<Vec<dev::Node>>,
     bind_nodes: bool,
+    no_devices: bool,
     own_cgroup_namespace: bool,
     masked: Vec<PathBuf>,
     read_only_paths: Vec<PathBuf>,
@@ -66,11 +67,30 @@ impl Plan {
             propagation: propagation(linux.rootfs_propagation.as_deref())?,
             nodes: if host_dev && linux.devices.is_empty() { None } else { Some(dev::plan(&linux.devices)?) },
             mounts,
+            no_devices: false,
             bind_nodes: linux.namespace(oci::NamespaceKind::User).is_some(),
             own_cgroup_namespace: linux.namespace(oci::NamespaceKind::Cgroup).is_some(),
             masked: paths("maskedPaths", &linux.masked_paths)?,
             read_only_paths: paths("readonlyPaths", &linux.readonly_paths)?,
         })
+    }
+}
+
+impl Plan {
+    /// No device works but the default ones: they are bound in, and nowhere else does a node mean a device. This is what a
+    /// device filter of a control group does, without a control group; a program that may mount could undo it.
+    pub fn only_default_devices(&mut self) {
+        self.no_devices = true;
+        self.bind_nodes = true;
+        for mount in &mut self.mounts {
+            // Nobody can make nodes in a devpts.
+            if mount.kind != "devpts" {
+                mount.options.set |= libc::MOUNT_ATTR_NODEV;
+                if mount.options.bind == Some(true) {
+                    mount.options.set_all |= libc::MOUNT_ATTR_NODEV;
+                }
+            }
+        }
     }
 }
 
@@ -136,6 +156,9 @@ pub fn take(plan: &Plan) -> Result<Root> {
     let tree = clone_tree(dir.as_fd(), Path::new(""), true).with_context(name)?;
     if shared {
         sys::mount_setattr(tree.as_fd(), false, 0, 0, libc::MS_PRIVATE).with_context(name)?;
+    }
+    if plan.no_devices {
+        sys::mount_setattr(tree.as_fd(), true, libc::MOUNT_ATTR_NODEV, 0, 0).with_context(name)?;
     }
     // pivot_root wants a mount of this namespace: it goes on top of its own directory.
     attach(tree.as_fd(), dir.as_fd()).with_context(name)?;

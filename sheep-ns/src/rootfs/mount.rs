@@ -91,7 +91,7 @@ pub fn mount(root: BorrowedFd<'_>, mount: &Mount, source: Option<OwnedFd>, aroun
 fn bind(root: BorrowedFd<'_>, mount: &Mount, tree: BorrowedFd<'_>, around: Surroundings) -> Result<()> {
     let make = if resolve::is_dir(tree).context("source")? { Make::Dir } else { Make::File };
     let target = resolve::target(root, &mount.target, make)?;
-    let real_proc = || fstatfs(tree).is_ok_and(|s| s.f_type as i64 == PROC_SUPER_MAGIC) && is_proc_root(tree);
+    let real_proc = || fstatfs(tree).is_ok_and(|s| s.f_type == PROC_SUPER_MAGIC) && is_proc_root(tree);
     if mount.target == Path::new("/proc") && !real_proc() {
         bail!("/proc must be a proc file system; {} is none", mount.source.display());
     }

@@ -13,6 +13,7 @@ use crate::exit;
 use crate::init::channel::send_fd;
 use crate::init::child::Begin;
 use crate::init::{self, Child, Plan};
+use crate::oci::{self, DeviceRule, Resources};
 use crate::spec;
 use crate::supervise::{self, Signals, Unhandled};
 use crate::sys;
@@ -20,8 +21,12 @@ use crate::sys;
 /// Runs it and waits for its end.
 pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     refuse_flags_of_join(args)?;
-    let config = spec::from_flags(&args.spec, &args.args)?;
-    let plan = Plan::new(&config, args.preserve_fds)?;
+    let mut config = spec::from_flags(&args.spec, &args.args)?;
+    let only_default_devices = take_device_filter(&mut config);
+    let mut plan = Plan::new(&config, args.preserve_fds)?;
+    if only_default_devices {
+        plan.root.only_default_devices();
+    }
     let console = match (absolute(args.console_socket.as_deref())?, plan.terminal.is_some()) {
         (None, _) => None,
         (Some(path), true) => Some(connect(&path)?),
@@ -46,6 +51,19 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
         }
         None => code,
     }
+}
+
+/// A filter that leaves only the default devices is had without a control group, which takes half as long as all the rest
+/// of a start. Takes it out of `config`; `false` where a control group is needed anyway, and takes care of it.
+fn take_device_filter(config: &mut oci::Config) -> bool {
+    let Some(linux) = &mut config.linux else { return false };
+    let deny_all = DeviceRule { access: Some("rwm".to_owned()), ..DeviceRule::default() };
+    let only_that = Resources { devices: vec![deny_all], ..Resources::default() };
+    if linux.cgroups_path.is_some() || linux.resources.as_ref() != Some(&only_that) {
+        return false;
+    }
+    linux.resources = None;
+    true
 }
 
 fn start_and_wait(
