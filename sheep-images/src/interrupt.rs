@@ -11,6 +11,9 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::scratch;
 
+/// More than enough to be quicker than one thread that makes files. If not, the next command clears up.
+const RETRIES: u32 = 1000;
+
 static SCRATCH: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 static COMMITTING: Mutex<()> = Mutex::new(());
 
@@ -31,9 +34,9 @@ pub fn clean_up_on_signals() {
         };
         let _commit = lock(&COMMITTING);
         for path in lock(&SCRATCH).iter() {
-            // Another thread may still be making files here. What it makes after this is cleared up by the next command.
-            let _ = scratch::delete_dir(path);
-            let _ = scratch::delete_dir(path);
+            // Another thread may still be making files here, until the directory is gone under it.
+            let gone = || scratch::delete_dir(path).is_ok();
+            let _ = (0..RETRIES).any(|_| gone());
         }
         std::process::exit(128 + signal as i32);
     });

@@ -97,6 +97,8 @@ impl Store {
             state::make_private_dir(&dir).with_context(|| dir.display().to_string())?;
         }
         let _lock = self.lock()?;
+        // Make its file, so that from here on commands that fail leave the directory as it was.
+        drop(self.root.lock_layers_for_use()?);
         if !self.index_file().exists() {
             self.write_index(&Index::empty())?;
         }

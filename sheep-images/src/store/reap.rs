@@ -2,8 +2,10 @@
 //! needs.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use sheep_overlay::state;
 
 use super::stage::{CANDIDATES, Candidates};
@@ -14,12 +16,34 @@ use crate::scratch::Scratch;
 impl Store {
     /// Clears up. Almost always there is nothing to do, and two directories are listed.
     pub(super) fn clear_up(&self) -> Result<()> {
+        self.clear_up_index()?;
         for scratch in Scratch::leftovers(&self.layers())? {
             scratch.delete()?;
         }
         for stage in Scratch::leftovers(&self.root.images())? {
             let _lock = self.lock()?;
             if undo(self, &stage)? { stage.delete()? } else { stage.leave() }
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Deletes what is left of an index that was being written. It is written only under the lock, so with the lock held
+    /// nobody is writing.
+    fn clear_up_index(&self) -> Result<()> {
+        let dir = self.root.images();
+        let mut lock = None;
+        for entry in fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
+            let entry = entry.with_context(|| dir.display().to_string())?;
+            let name = entry.file_name();
+            if [b".index.json.", &b".oci-layout."[..]].iter().any(|start| name.as_bytes().starts_with(start)) {
+                if lock.is_none() {
+                    lock = Some(self.lock()?);
+                }
+                // The one who was writing it may have put it in its place meanwhile.
+                let _ = fs::remove_file(entry.path());
+            }
         }
         Ok(())
     }

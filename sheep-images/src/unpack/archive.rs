@@ -5,6 +5,7 @@ use std::io::{self, BufRead, Read};
 
 use anyhow::{Context, Result, bail};
 
+use super::acl;
 use super::header::{self, BLOCK, Header};
 use super::pax;
 
@@ -32,6 +33,9 @@ pub enum Kind {
     Fifo,
 }
 
+/// An extended attribute: its name, and its value, where that can be told.
+pub type Xattr = (Vec<u8>, Option<Vec<u8>>);
+
 /// A member of an archive.
 #[derive(Debug, Clone)]
 pub struct Member {
@@ -50,7 +54,7 @@ pub struct Member {
     /// Time of the last change: seconds and nanoseconds.
     pub mtime: (i64, u32),
     /// Extended attributes.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Vec<Xattr>,
     /// Major and minor number of a device.
     pub device: (u32, u32),
     /// The file's size.
@@ -343,13 +347,19 @@ impl Attributes<'_> {
         value.map(Some).with_context(|| format!("pax record {}", shown(&[key, b"=", text].concat())))
     }
 
-    fn xattrs(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let mut found: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    fn xattrs(&self) -> Vec<Xattr> {
+        let mut found: Vec<Xattr> = Vec::new();
         for (key, value) in self.global.iter().chain(self.local) {
-            let Some(name) = key.strip_prefix(b"SCHILY.xattr.") else { continue };
-            let name = pax::xattr_name(name);
+            let (name, value) = match &key[..] {
+                b"SCHILY.acl.access" => (b"system.posix_acl_access".to_vec(), acl::to_xattr(value)),
+                b"SCHILY.acl.default" => (b"system.posix_acl_default".to_vec(), acl::to_xattr(value)),
+                key => match key.strip_prefix(b"SCHILY.xattr.") {
+                    Some(name) => (pax::xattr_name(name), Some(value.clone())),
+                    None => continue,
+                },
+            };
             found.retain(|(other, _)| *other != name);
-            found.push((name, value.clone()));
+            found.push((name, value));
         }
         found
     }

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid
 use rustix::io::Errno;
 use sheep_overlay::layer;
 
-use super::archive::{Archive, Kind, Member, shown};
+use super::archive::{Archive, Kind, Member, Xattr, shown};
 use super::resolve;
 use crate::cli::LimitArgs;
 use crate::scratch;
@@ -96,7 +96,7 @@ struct Attributes {
     uid: u32,
     gid: u32,
     mtime: (i64, u32),
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    xattrs: Vec<Xattr>,
 }
 
 impl Attributes {
@@ -224,8 +224,11 @@ impl Extraction<'_> {
             if self.bytes > self.limits.max_bytes {
                 bail!("the archive has more than {} bytes of content (--max-bytes)", self.limits.max_bytes);
             }
-            end = at;
-            while end < at + length {
+            // An empty region only says where the file ends; that is set below.
+            if length > 0 {
+                end = at;
+            }
+            while length > 0 && end < at + length {
                 let piece = archive.content(at + length - end)?;
                 let written = match rustix::io::pwrite(&file, piece, end) {
                     Err(Errno::INTR) => 0,
@@ -387,7 +390,8 @@ impl Extraction<'_> {
             }
         }
         for (name, value) in &attributes.xattrs {
-            self.set_xattr(&target, name, value).with_context(|| format!("extended attribute {}", shown(name)))?;
+            self.set_xattr(&target, name, value.as_deref())
+                .with_context(|| format!("extended attribute {}", shown(name)))?;
         }
         match &target {
             Target::Open(fd) => rustix::fs::futimens(fd, &attributes.times()),
@@ -418,13 +422,13 @@ impl Extraction<'_> {
         Ok(())
     }
 
-    fn set_xattr(&mut self, target: &Target<'_>, name: &[u8], value: &[u8]) -> Result<()> {
+    fn set_xattr(&mut self, target: &Target<'_>, name: &[u8], value: Option<&[u8]>) -> Result<()> {
         // An archive has no business in OverlayFS's own bookkeeping: a redirect or a metacopy mark in a layer would make
         // the kernel show other files than the archive holds.
-        if layer::is_overlay_xattr(name) {
+        let Some(value) = value.filter(|_| !layer::is_overlay_xattr(name)) else {
             self.left_out.xattrs += 1;
             return Ok(());
-        }
+        };
         let key = OsStr::from_bytes(name);
         let done = match target {
             Target::Open(fd) => rustix::fs::fsetxattr(fd, key, value, XattrFlags::empty()),

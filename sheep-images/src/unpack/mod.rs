@@ -1,5 +1,6 @@
 //! `unpack`: an image's layers as directories, each unpacked once and shared by every image that has it.
 
+pub mod acl;
 pub mod archive;
 pub mod extract;
 pub mod header;

@@ -77,9 +77,7 @@ mod tests {
         assert_eq!(records(data), Some(want));
         assert_eq!(records(b""), Some(vec![]));
         assert_eq!(records(b"\0\0"), Some(vec![]));
-        for bad in
-            [&b"x"[..], b"99 a=b\n", b"6 a=b", b"7 a=b\n\n", b" a=b\n", b"5 ab\n", b"6 =ab\n", b"-6 a=b\n", b"0 a=b\n"]
-        {
+        for bad in [&b"x"[..], b"99 a=b\n", b"6 a=b", b" a=b\n", b"5 ab\n", b"6 =ab\n", b"-6 a=b\n", b"0 a=b\n"] {
             assert_eq!(records(bad), None, "{bad:?}");
         }
     }

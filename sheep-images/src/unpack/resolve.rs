@@ -88,11 +88,13 @@ pub fn open_plain(root: BorrowedFd<'_>, path: &[u8], access: OFlags) -> rustix::
 /// Goes part by part. Nobody else works in this tree, so looking first and acting then is safe; and no call here follows
 /// a link by itself.
 fn walk(root: BorrowedFd<'_>, path: &[u8], make: bool) -> Result<Found> {
-    let mut todo: Vec<Vec<u8>> = path.split(|&b| b == b'/').rev().map(<[u8]>::to_vec).collect();
+    // Each part with whether a link's target names it: what only a link names is not made. An archive that writes through
+    // a link to nowhere is broken or hostile.
+    let mut todo: Vec<(Vec<u8>, bool)> = path.split(|&b| b == b'/').rev().map(|part| (part.to_vec(), false)).collect();
     let mut here: Vec<u8> = Vec::new();
     let mut made = Vec::new();
     let mut links = 0;
-    while let Some(part) = todo.pop() {
+    while let Some((part, by_link)) = todo.pop() {
         match &part[..] {
             b"" | b"." => continue,
             b".." => {
@@ -113,6 +115,9 @@ fn walk(root: BorrowedFd<'_>, path: &[u8], make: bool) -> Result<Found> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
             Ok(fd) => fd,
+            Err(Errno::NOENT) if by_link && make => {
+                bail!("its directory {} is a symbolic link to {}, which is not there", shown(path), shown(&next))
+            }
             Err(Errno::NOENT) if make => {
                 rustix::fs::mkdirat(&parent, name, Mode::RWXU)
                     .with_context(|| format!("make directory {}", shown(&next)))?;
@@ -135,7 +140,7 @@ fn walk(root: BorrowedFd<'_>, path: &[u8], make: bool) -> Result<Found> {
                 if target.starts_with(b"/") {
                     here.clear();
                 }
-                todo.extend(target.split(|&b| b == b'/').rev().map(<[u8]>::to_vec));
+                todo.extend(target.split(|&b| b == b'/').rev().map(|part| (part.to_vec(), true)));
             }
             _ => bail!("its directory {} is no directory", shown(&next)),
         }
@@ -175,9 +180,14 @@ mod tests {
     fn links_stay_beneath() {
         let top = std::env::temp_dir().join(format!("sheep-resolve-{}", sheep_overlay::state::new_id().unwrap()));
         fs::create_dir_all(top.join("usr/bin")).unwrap();
-        for (target, link) in
-            [("usr/bin", "bin"), ("/usr", "abs"), ("../usr", "climbs"), ("loop", "loop"), ("bin/../../..", "usr/up")]
-        {
+        for (target, link) in [
+            ("usr/bin", "bin"),
+            ("/usr", "abs"),
+            ("../usr", "climbs"),
+            ("loop", "loop"),
+            ("bin/../../..", "usr/up"),
+            ("/etc/x", "nowhere"),
+        ] {
             symlink(target, top.join(link)).unwrap();
         }
         fs::write(top.join("file"), "").unwrap();
@@ -187,7 +197,7 @@ mod tests {
         assert_eq!(find(b"bin").unwrap(), (b"usr/bin".to_vec(), 0));
         assert_eq!(find(b"abs/bin").unwrap(), (b"usr/bin".to_vec(), 0));
         assert_eq!(find(b"bin/x/y").unwrap(), (b"usr/bin/x/y".to_vec(), 2));
-        for bad in [&b"climbs"[..], b"climbs/x", b"loop", b"file", b"file/x", b"usr/up"] {
+        for bad in [&b"climbs"[..], b"climbs/x", b"loop", b"file", b"file/x", b"usr/up", b"nowhere", b"nowhere/y"] {
             assert!(find(bad).is_err(), "{}", shown(bad));
         }
         assert!(!top.parent().unwrap().join("x").exists());

@@ -1,0 +1,21 @@
+//! The real binary against real archives, the real kernel and other tools.
+
+#[path = "cli/harness.rs"]
+mod harness;
+#[path = "cli/maker.rs"]
+mod maker;
+
+#[path = "cli/bootstrap.rs"]
+mod bootstrap;
+#[path = "cli/crash.rs"]
+mod crash;
+#[path = "cli/formats.rs"]
+mod formats;
+#[path = "cli/hostile.rs"]
+mod hostile;
+#[path = "cli/layers.rs"]
+mod layers;
+#[path = "cli/store.rs"]
+mod store;
+#[path = "cli/user.rs"]
+mod user;
