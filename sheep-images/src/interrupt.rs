@@ -52,9 +52,11 @@ pub fn commit() -> Commit {
     Commit { _guard: lock(&COMMITTING) }
 }
 
-/// Notes a directory to be deleted on a signal.
-pub fn register(path: &Path) {
-    lock(&SCRATCH).insert(path.to_path_buf());
+/// Makes a directory that is to be deleted on a signal: no signal finds it made and not noted.
+pub fn make_dir<T>(path: &Path, make: impl FnOnce() -> T) -> T {
+    let mut noted = lock(&SCRATCH);
+    noted.insert(path.to_path_buf());
+    make()
 }
 
 /// The directory is deleted, or is in its place.

@@ -36,12 +36,13 @@ impl Scratch {
     pub fn new(parent: &Path) -> Result<Self> {
         loop {
             let path = parent.join(format!("{PREFIX}{}", state::new_id()?));
-            fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| path.display().to_string())?;
+            let make = || fs::DirBuilder::new().mode(0o700).create(&path);
+            interrupt::make_dir(&path, make).with_context(|| path.display().to_string())?;
             // Between making and locking, a process that clears up may have taken it for a leftover: then again.
-            if let Some(scratch) = Self::lock_existing(path, true)? {
-                interrupt::register(&scratch.path);
+            if let Some(scratch) = Self::lock_existing(path.clone(), true)? {
                 return Ok(scratch);
             }
+            interrupt::forget(&path);
         }
     }
 
