@@ -107,20 +107,23 @@ enum Way {
 
 /// Mounts an overlay, private, and returns what is then mounted on `merged`. On failure nothing is left mounted.
 pub fn mount(stack: &Stack) -> Result<Option<Mount>, Refused> {
-    let mut first_refusal = None;
-    for way in [Way::Descriptors, Way::ProcStrings, Way::OldMount] {
+    for way in [Way::Descriptors, Way::ProcStrings] {
         match mount_by(way, stack) {
             Ok(()) => return finish(stack),
-            Err(Failure::Refused(refused)) => return Err(first_refusal.unwrap_or(refused)),
-            // The way is not known to this kernel. If none is, the best one's complaint tells most.
-            Err(Failure::UnknownWay(refused)) => first_refusal = first_refusal.or(Some(refused)),
+            Err(Failure::Refused(refused)) => return Err(refused),
+            Err(Failure::UnknownWay) => {}
         }
     }
-    Err(first_refusal.unwrap_or_else(|| Refused::at("mount overlay")(Errno::NOSYS)))
+    match mount_by(Way::OldMount, stack) {
+        Ok(()) => finish(stack),
+        Err(Failure::Refused(refused)) => Err(refused),
+        Err(Failure::UnknownWay) => Err(Refused::at("mount overlay")(Errno::NOSYS)),
+    }
 }
 
 enum Failure {
-    UnknownWay(Refused),
+    /// This kernel does not know the way.
+    UnknownWay,
     Refused(Refused),
 }
 
@@ -178,7 +181,7 @@ fn is_empty(dir: &Path) -> bool {
 
 fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<(), Failure> {
     let fs = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
-        Err(Errno::NOSYS) => return Err(Failure::UnknownWay(Refused::at("fsopen(overlay)")(Errno::NOSYS))),
+        Err(Errno::NOSYS) => return Err(Failure::UnknownWay),
         opened => opened.map_err(Refused::at("fsopen(overlay)"))?,
     };
     let refused = |step: &str, errno: Errno| Refused { errno, step: step.to_owned(), reason: messages(&fs) };
@@ -188,10 +191,11 @@ fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<(), Failure> {
     };
     for (number, lower) in parts.lowers.iter().enumerate() {
         if let Err(errno) = set_dir("lowerdir+", *lower) {
-            // EOPNOTSUPP: before Linux 6.5 OverlayFS takes strings only.
-            let unknown = number == 0 && matches!(errno, Errno::INVAL | Errno::OPNOTSUPP);
-            let refused = refused("lowerdir+", errno);
-            return Err(if unknown { Failure::UnknownWay(refused) } else { Failure::Refused(refused) });
+            // EOPNOTSUPP before Linux 6.5, where OverlayFS takes strings only; EBADF before 6.13, where fsconfig(2)
+            // takes no O_PATH descriptor; EINVAL before 6.5 too, where all strings together must fit into a page.
+            let first = number == 0 && matches!(errno, Errno::INVAL | Errno::OPNOTSUPP | Errno::BADF);
+            let unknown = first || (way == Way::ProcStrings && errno == Errno::INVAL);
+            return Err(if unknown { Failure::UnknownWay } else { refused("lowerdir+", errno).into() });
         }
     }
     if let Some((upper, work)) = parts.writable {
@@ -213,10 +217,11 @@ fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<(), Failure> {
         }
     }
     fsconfig_set_string(&fs, "index", "off").map_err(|e| refused("index", e))?;
-    fsconfig_create(&fs).map_err(|e| match (way, e) {
-        // Before Linux 6.5 strings are only looked at here.
-        (Way::ProcStrings, Errno::INVAL) => Failure::UnknownWay(refused("mount overlay", e)),
-        _ => Failure::Refused(refused("mount overlay", e)),
+    fsconfig_create(&fs).map_err(|e| {
+        let refused = refused("mount overlay", e);
+        // Before Linux 6.5 the key lowerdir+ is only looked at here, and refused without a word.
+        let unknown = way == Way::ProcStrings && e == Errno::INVAL && refused.reason.is_empty();
+        if unknown { Failure::UnknownWay } else { refused.into() }
     })?;
     let attributes = if stack.read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| refused("fsmount", e))?;
@@ -451,7 +456,8 @@ mod tests {
         };
         match mount_by(way, &stack) {
             Ok(()) => {}
-            Err(Failure::Refused(refused) | Failure::UnknownWay(refused)) => panic!("{way:?}: {refused}"),
+            Err(Failure::Refused(refused)) => panic!("{way:?}: {refused}"),
+            Err(Failure::UnknownWay) => panic!("{way:?} is not known to this kernel"),
         }
         assert!(finish(&stack).unwrap().is_some());
         assert_eq!(fs::read_dir(&merged).unwrap().count(), count);
