@@ -47,7 +47,10 @@ impl Bundle {
         let rootfs = dir.join("bundle/rootfs");
         fs::set_permissions(rootfs.join("tmp"), Permissions::from_mode(0o1777)).unwrap();
         let busybox = rootfs.join("bin/busybox");
-        fs::copy("/bin/busybox", &busybox).expect("busybox-static is installed by scripts/setup");
+        // Copied by another process: a descriptor of ours for writing, inherited by the child of another test's thread
+        // for a moment, would make it "text file busy".
+        let copied = Command::new("cp").arg("/bin/busybox").arg(&busybox).status().unwrap();
+        assert!(copied.success(), "busybox-static is installed by scripts/setup");
         let list = Command::new(&busybox).arg("--list").output().unwrap();
         for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|applet| *applet != "busybox") {
             symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
@@ -60,6 +63,9 @@ impl Bundle {
         fs::set_permissions(rootfs.join("etc/no-format"), Permissions::from_mode(0o755)).unwrap();
         symlink("/real", rootfs.join("link")).unwrap();
         fs::write(dir.join("host/file"), "of the host\n").unwrap();
+        fs::create_dir(dir.join("host/opt")).unwrap();
+        fs::write(dir.join("host/opt/only-here"), "#!/bin/sh\necho found\n").unwrap();
+        fs::set_permissions(dir.join("host/opt/only-here"), Permissions::from_mode(0o755)).unwrap();
         Bundle { dir }
     }
 

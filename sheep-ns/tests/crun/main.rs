@@ -1,6 +1,11 @@
 //! The same config.json run by crun and by sheep-ns: same output, same exit code, nothing on stderr where all is well.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used)]
+
 mod harness;
+
+use std::process::Command;
 
 use harness::{Bundle, Ending, base, mounted_under};
 use serde_json::{Value, json};
@@ -76,20 +81,32 @@ impl Case {
     }
 }
 
-/// Runs every case with both, and fails with all differences at once. `fails`: both must fail, whatever they say; crun
-/// ends with 1 where sheep-ns follows docker's 125, 126, 127.
-fn compare(bundle: &Bundle, cases: Vec<Case>, fails: bool) {
+/// How a group of cases is to end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Want {
+    /// With 0, the same output, and nothing on stderr.
+    Success,
+    /// With the same code and the same output.
+    Same,
+    /// Not with 0, and with one line on stderr: crun ends with 1 where sheep-ns follows docker's 125, 126, 127.
+    Failure,
+}
+
+/// Runs every case with both, and fails with all differences at once.
+fn compare(bundle: &Bundle, cases: Vec<Case>, want: Want) {
     let mut differences = Vec::new();
     for case in cases {
         bundle.configure(&case.config);
-        let crun = bundle.crun(case.stdin, case.terminal);
+        let crun = || bundle.crun(case.stdin, case.terminal);
+        // At the end of a terminal crun at times prints an error of its own to it, in colour.
+        let crun = Some(crun()).filter(|ending| !ending.stdout.contains("\u{1b}[")).unwrap_or_else(crun);
         let sheep = bundle.sheep(case.stdin, case.terminal);
         let seen = |ending: &Ending| (ending.code, (case.normal)(&ending.stdout), ending.stderr.clone());
         let (theirs, ours) = (seen(&crun), seen(&sheep));
-        let alike = if fails {
-            theirs.0 != 0 && ours.0 != 0 && ours.1.is_empty() && ours.2.lines().count() == 1
-        } else {
-            theirs == ours && (theirs.0 != 0 || ours.2.is_empty())
+        let alike = match want {
+            Want::Success => theirs == ours && ours.0 == 0 && ours.2.is_empty(),
+            Want::Same => theirs == ours,
+            Want::Failure => theirs.0 != 0 && ours.0 != 0 && ours.1.is_empty() && ours.2.lines().count() == 1,
         };
         if !alike {
             differences.push(format!("== {}\ncrun:  {theirs:?}\nsheep: {ours:?}", case.name));
@@ -179,11 +196,9 @@ fn the_process() {
             sh("default umask", "umask"),
             args("oom score", &["cat", "/proc/self/oom_score_adj"]).set("/process/oomScoreAdj", json!(321)),
             args("arguments as they are", &["printf", "%s|", "", "a b", "new\nline", "é\u{1}\t\"'\\", "*", "--"]),
-            args("found on the container's PATH", &["real-sh", "-c", "echo $0"])
+            args("found on the container's PATH", &["only-here"])
                 .set("/process/env", json!(["PATH=/nowhere:/opt"]))
-                .mount(json!({"destination": "/opt/real-sh", "source": bundle.dir.join("bundle/rootfs/bin/busybox"),
-                              "type": "bind", "options": ["bind"]}))
-                .set("/process/args", json!(["real-sh"])),
+                .mount(json!({"destination": "/opt", "source": bundle.host("opt"), "type": "bind", "options": ["bind"]})),
             args("stdin", &["cat"]).stdin("first\nsecond\n"),
             sh("descriptors", "ls /proc/self/fd"),
             sh("process and session", "cut -d' ' -f1,4-8 /proc/self/stat"),
@@ -191,7 +206,7 @@ fn the_process() {
             sh("annotations change nothing", "echo ok").set("/annotations", json!({"a.b": "c"})),
             sh("stdout can be opened again by a user", "echo hello > /dev/stdout; echo $?").set("/process/user/uid", json!(1000)),
         ],
-        false,
+        Want::Success,
     );
 }
 
@@ -211,7 +226,7 @@ fn endings() {
             sh("pid 1 is not killed by itself", "kill -TERM $$; echo still here"),
             sh("orphans end with pid 1", "sleep 100 & echo started"),
         ],
-        false,
+        Want::Same,
     );
 }
 
@@ -237,7 +252,7 @@ fn what_cannot_run() {
             ),
             args("a parameter of the host", &["true"]).set("/linux/sysctl", json!({"kernel.panic": "1"})),
         ],
-        true,
+        Want::Failure,
     );
 }
 
@@ -277,7 +292,7 @@ fn names_and_namespaces() {
                 ),
             sh("loopback is up", "ping -c1 -w1 127.0.0.1 >/dev/null 2>&1; cat /sys/class/net/lo/operstate"),
         ],
-        false,
+        Want::Success,
     );
 }
 
@@ -305,10 +320,10 @@ fn the_file_system() {
             sh("its mounts", "cat /proc/self/mountinfo").set("/root/readonly", json!(true)).normal(mountinfo),
             sh("a root that is writable", "touch /x; echo $?; rm /x"),
             sh("an absolute root", "ls /").set("/root/path", json!(bundle.dir.join("bundle/rootfs"))),
-            sh("masked", "wc -c < /proc/kcore; wc -c < /proc/timer_list; ls -A /sys/firmware /proc/acpi 2>&1; stat -c %F /proc/kcore"),
+            sh("masked", "wc -c < /proc/keys; wc -c < /proc/timer_list; ls -A /sys/firmware /proc/acpi 2>&1; stat -c %F /proc/keys"),
             sh("read-only paths", "echo 1 2>/dev/null > /proc/sys/kernel/panic; echo $?; echo h 2>/dev/null > /proc/sysrq-trigger; echo $?"),
             sh("read-only sysfs", "echo 1 2>/dev/null > /sys/kernel/uevent_seqnum; echo $?; touch /sys/x 2>/dev/null; echo $?"),
-            sh("devices", &format!("cd /dev; {stat} * pts/* | sort; for f in *; do [ -c $f ] && stat -c '%n %t %T' $f; [ -L $f ] && readlink $f; done"))
+            sh("devices", &format!("cd /dev; {stat} * pts/* | sort; for f in *; do [ -c $f ] && stat -c '%n %t %T' $f; [ -L $f ] && readlink $f; done; true"))
                 .normal(sorted),
             sh("a device more", &format!("{stat} /dev/fuse /dev/pipe; stat -c '%t %T' /dev/fuse")).set(
                 "/linux/devices",
@@ -338,7 +353,7 @@ fn the_file_system() {
             sh("slave propagation of the root", "grep ' / / \\| / ' /proc/self/mountinfo").set("/linux/rootfsPropagation", json!("slave")).normal(mountinfo),
             sh("shared memory and queues", &format!("{stat} /dev/shm /dev/mqueue /dev/pts /dev/ptmx; echo x > /dev/shm/a; cat /dev/shm/a")),
         ],
-        false,
+        Want::Success,
     );
 }
 
@@ -346,6 +361,54 @@ fn the_file_system() {
 fn last_mountinfo(text: &str) -> String {
     let (first, last) = text.trim_end().rsplit_once('\n').unwrap_or(("", text));
     format!("{first}\n{}", mountinfo(last))
+}
+
+/// A case whose configuration `sheep-ns spec` writes.
+fn spec(bundle: &Bundle, name: &'static str, flags: &[&str], script: &str) -> Case {
+    let rootfs = bundle.dir.join("bundle/rootfs");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sheep-ns"));
+    command.args(["spec", "--rootfs"]).arg(rootfs).args(flags).args(["--", "sh", "-c", script]);
+    let output = command.env("FROM_HERE", "host's").output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{name}: {output:?}");
+    Case { config: serde_json::from_slice(&output.stdout).unwrap(), ..sh(name, script) }
+}
+
+#[test]
+fn what_spec_writes() {
+    let bundle = Bundle::new();
+    let volume = format!("{}:/vol:ro", bundle.host("."));
+    let cases = [
+        ("nothing asked", &[][..], "id; pwd; env; hostname; grep -E 'Cap|NoNew' /proc/self/status"),
+        ("its mounts", &[], "cut -d' ' -f5- /proc/self/mountinfo | grep -v ' / / '"),
+        ("devices", &[], "cd /dev; stat -c '%n %F %a %u %g %t %T' * | sort"),
+        ("a user", &["-u", "ann"], "id; env; grep Cap /proc/self/status; touch /tmp/mine && rm /tmp/mine"),
+        ("a number and a group", &["-u", "4242:video"], "id; env"),
+        ("environment", &["-e", "A=b c", "-e", "FROM_HERE", "-e", "PATH=/bin"], "env"),
+        ("a working directory", &["-w", "/made/here"], "pwd"),
+        ("a volume", &["-v", &volume], "cat /vol/file; touch /vol/x 2>/dev/null; echo $?"),
+        ("read-only", &["--read-only"], "touch /x 2>/dev/null; echo $?; touch /dev/shm/x; echo $?"),
+        ("a name", &["--hostname", "other"], "hostname"),
+        ("the host's network", &["--network", "host"], "readlink /proc/self/ns/net"),
+        (
+            "limits of the process",
+            &["--rlimit", "nofile=64:128", "--rlimit", "core=0"],
+            "ulimit -n; ulimit -Hn; ulimit -c",
+        ),
+        ("labels", &["--label", "a=b"], "echo ok"),
+        (
+            "the group's files",
+            &[],
+            "cat /proc/self/cgroup | grep ^0; ls /sys/fs/cgroup/cgroup.procs; echo 0 2>/dev/null > /sys/fs/cgroup/cgroup.procs; echo $?",
+        ),
+    ];
+    let cases = cases.map(|(name, flags, script)| spec(&bundle, name, flags, script).normal(spec_normal));
+    compare(&bundle, cases.into(), Want::Success);
+}
+
+/// Sorted; of a mount, what hides a path is left out, as in [`mountinfo`].
+fn spec_normal(text: &str) -> String {
+    let hidden = |line: &&str| !["/proc/", "/sys/firmware", "/sys/devices"].iter().any(|path| line.starts_with(path));
+    sorted(&text.lines().filter(hidden).collect::<Vec<_>>().join("\n"))
 }
 
 #[test]
@@ -362,6 +425,6 @@ fn terminals() {
             sh("exit code on a terminal", "exit 9").on_a_terminal(),
             sh("job control", "cut -d' ' -f5-8 /proc/self/stat; ps -o pid,tty,stat | grep -c pts").on_a_terminal(),
         ],
-        false,
+        Want::Same,
     );
 }
