@@ -18,6 +18,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{SigSet, Signal};
+use rustix::event::{PollFd, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{
@@ -35,6 +36,9 @@ use crate::repair::{self, End};
 use crate::steps;
 use crate::sys;
 use crate::tool::{self, NS, ToolError};
+
+/// After how long without anything to do a monitor makes itself small.
+const QUIET: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
 /// The first word of a monitor's command line.
 pub const VERB: &str = "monitor";
@@ -271,11 +275,16 @@ impl ConsoleSocket {
 impl Parked {
     /// Keeps the log until the container's first process has ended, and tells how it did.
     fn watch(mut self, id: &str) -> End {
+        let text = sys::Text::find();
+        let wait = |polled: &mut [PollFd<'_>]| match poll(polled, Some(&QUIET)) {
+            Ok(0) => text.poll_without(polled),
+            ready => ready,
+        };
         loop {
             let fds =
                 [self.out.as_ref().map(AsFd::as_fd), self.err.as_ref().map(AsFd::as_fd), Some(self.pidfd.as_fd())];
             // Nothing can be done about a poll that fails but to wait for the end.
-            let [out, err, ended] = tool::wait_for(fds).unwrap_or([false, false, true]);
+            let [out, err, ended] = tool::wait_with(fds, wait).unwrap_or([false, false, true]);
             if out {
                 copy(&mut self.out, Stream::Stdout, &mut self.log, !ended);
             }

@@ -171,10 +171,18 @@ pub fn send(child: &Child, signal: Signal) {
 
 /// Which of the descriptors have something to read, or have come to their end. Waits for the first.
 pub fn wait_for<const N: usize>(fds: [Option<BorrowedFd<'_>>; N]) -> Result<[bool; N]> {
+    wait_with(fds, |polled| poll(polled, None))
+}
+
+/// [`wait_for`] with another way to poll.
+pub fn wait_with<const N: usize>(
+    fds: [Option<BorrowedFd<'_>>; N],
+    poll: impl Fn(&mut [PollFd<'_>]) -> rustix::io::Result<usize>,
+) -> Result<[bool; N]> {
     let mut polled: Vec<PollFd<'_>> =
         fds.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     loop {
-        match poll(&mut polled, None) {
+        match poll(&mut polled) {
             Ok(_) => break,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("poll"),
