@@ -20,6 +20,7 @@ pub mod mountpoint;
 pub mod record;
 pub mod remove;
 pub mod stack;
+pub mod stacked;
 pub mod state;
 pub mod sys;
 pub mod take_up;

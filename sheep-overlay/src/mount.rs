@@ -15,7 +15,7 @@ use crate::doc::{self, Backend, DocPath, Document, Overlay};
 use crate::lowers::{self, Lower};
 use crate::record::{self, Building};
 use crate::state::{self, DataRoot};
-use crate::{PROGRAM, exit, mountpoint, sys, take_up, umount, upper};
+use crate::{PROGRAM, exit, mountpoint, stacked, sys, take_up, umount, upper};
 
 /// What was asked for.
 #[derive(Debug)]
@@ -206,6 +206,9 @@ fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Ove
         created: state::now(),
     };
     fill(&mut overlay, building.dir(), &lowers, request.backend)?;
+    if overlay.backend == Backend::Kernel {
+        stacked::note_use(root, &overlay.id, &lowers)?;
+    }
     record::write_first(building.dir(), &overlay)?;
     building.finish()?;
     Ok((overlay, Undo::Remove))

@@ -28,7 +28,7 @@ pub fn overlay(dir: &Path) -> Result<()> {
     // The usual names first: a fresh overlay has no others, and needs no listing. The kernel's `work/work` is empty
     // after a clean umount; where it is not, the loop says what is wrong.
     let _ = unlinkat(&top, c"work/work", AtFlags::REMOVEDIR);
-    for name in [c"merged", c"upper", c"work"] {
+    for name in [c"merged", c"upper", c"work", c"users"] {
         tree.delete(top.as_fd(), name, 0)?;
     }
     while let Some(moved) = tree.moved.pop() {

@@ -12,7 +12,7 @@ use crate::lowers::{self, Lower};
 use crate::mount::{self, Request, Undo};
 use crate::record::{self, State};
 use crate::state::{self, DataRoot};
-use crate::{exit, find, mountpoint, sys, upper};
+use crate::{exit, find, mountpoint, stacked, sys, upper};
 
 /// Mounts an existing overlay again. Errors with busy (4) where it is mounted, here or anywhere.
 pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Undo)> {
@@ -48,7 +48,8 @@ pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Und
             prepare_upper(&before, &dir).and_then(|()| {
                 // First the record, then the mount, then its id: whatever is killed, the mount is known as ours.
                 record::write(&dir, &overlay)?;
-                mount::mount_kernel(&mut overlay, &dir, &lowers).map_err(|refused| mount::fault(refused, &lowers))
+                mount::mount_kernel(&mut overlay, &dir, &lowers).map_err(|refused| mount::fault(refused, &lowers))?;
+                stacked::note_use(root, id, &lowers)
             })
         }
     };

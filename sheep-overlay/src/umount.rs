@@ -10,7 +10,7 @@ use crate::find::{self, Target};
 use crate::mountpoint::{self, NotUnmounted};
 use crate::record::{self, State};
 use crate::state::DataRoot;
-use crate::{busy, cli, exit, take_up};
+use crate::{busy, cli, exit, stacked, take_up};
 
 /// Unmounts each overlay. After an error it goes on with the others; the first error is the result.
 pub fn run(root: &DataRoot, args: &cli::Umount) -> Result<()> {
@@ -35,6 +35,7 @@ fn one(root: &DataRoot, target: Target, keep: bool) -> Result<()> {
 pub fn drop_overlay(root: &DataRoot, id: &str) -> Result<()> {
     let dir = record::dir(root, id);
     let _lock = record::lock(root, id)?.ok_or_else(|| find::no_such(id))?;
+    refuse_if_stacked_on(root, &dir, false)?;
     let _hold = match record::read(&dir)? {
         Some(overlay) => {
             let hold = if worth_a_hold(&overlay) { mountpoint::hold(&overlay.merged) } else { None };
@@ -50,6 +51,13 @@ pub fn drop_overlay(root: &DataRoot, id: &str) -> Result<()> {
     record::discard(root, &dir)
 }
 
+fn refuse_if_stacked_on(root: &DataRoot, dir: &Path, mounted_only: bool) -> Result<()> {
+    match stacked::user_of(root, dir, mounted_only)? {
+        Some(user) => Err(exit::busy(format!("in use as a lower by overlay {user}; unmount that first"))),
+        None => Ok(()),
+    }
+}
+
 /// Whether the end of the mount would write changes to the disk that are about to be deleted. The hold costs an RCU grace
 /// period, which an upper without changes does not repay.
 fn worth_a_hold(overlay: &Overlay) -> bool {
@@ -62,6 +70,7 @@ pub fn keep_overlay(root: &DataRoot, id: &str) -> Result<Overlay> {
     let dir = record::dir(root, id);
     let _lock = record::lock(root, id)?.ok_or_else(|| find::no_such(id))?;
     let mut overlay = record::read(&dir)?.ok_or_else(|| find::no_such(id))?;
+    refuse_if_stacked_on(root, &dir, true)?;
     unmount(&overlay, &dir)?;
     let marked = overlay.volatile && kernel::volatile_marker(&overlay.work).exists();
     // A volatile upper of an earlier boot stays marked: it may be torn.

@@ -150,3 +150,25 @@ fn a_data_directory_may_be_moved() {
     assert_eq!(names_in(&root.join("overlay/ov/merged")), ["a", "new"]);
     world.run(&["--root", "elsewhere", "umount", "ov"]).ok();
 }
+
+#[test]
+fn an_overlay_stays_while_another_is_stacked_on_it() {
+    let world = World::root();
+    world.lower("low", &["a"]);
+    let base = world.mount("base", &["low"]);
+    fs::write(base.join("b"), "").unwrap();
+    let merged = world.mount("top", &[base.to_str().unwrap()]);
+    world.run(&["umount", "base"]).fails(4, &["base", "in use as a lower by overlay top"]);
+    world.run(&["umount", "--keep", "base"]).fails(4, &["overlay top"]);
+    assert_eq!(names_in(&merged), ["a", "b"]);
+    // Kept, it still means nothing without its lower; both can be kept, and taken up in the same order again.
+    world.run(&["umount", "--keep", "top"]).ok();
+    world.run(&["umount", "base"]).fails(4, &["overlay top"]);
+    world.run(&["umount", "--keep", "base"]).ok();
+    world.run(&["mount", "--id", "top"]).fails(2, &["base is not mounted"]);
+    world.mount("base", &[]);
+    world.mount("top", &[]);
+    assert_eq!(names_in(&merged), ["a", "b"]);
+    world.run(&["umount", "top", "base"]).ok();
+    world.is_clean();
+}
