@@ -36,18 +36,20 @@ fn detached(home: &Home, flags: &Run, plan: &Plan) -> Result<u8> {
     let signals = Signals::hold()?;
     let mut claim = claim(home, plan)?;
     let volatile = plan.wanted.remove;
-    let started = steps::prepare(home, plan, &mut claim, volatile, &signals).and_then(|()| {
-        monitor::launch(home, &claim.record, &claim.lock, &claim.supervisor)?;
-        // From here on the container has its monitor. A signal that came while it started must not leave it behind.
-        drop(claim.lock);
-        signals.check().inspect_err(|_| {
-            let _ = super::rm::remove(home, &claim.record.dir, true);
-        })
-    });
+    let started = steps::prepare(home, plan, &mut claim, volatile, &signals)
+        .and_then(|()| monitor::launch(home, &claim.record, &claim.lock, &claim.supervisor));
     if let Err(error) = started {
         return Err(undo(home, &claim.record.dir, error));
     }
-    print(home, &claim.record.dir, flags.json)?;
+    // From here on the container has its monitor, which alone holds the locks.
+    let Claim { record, lock, supervisor } = claim;
+    drop((lock, supervisor));
+    if let Err(interrupted) = signals.check() {
+        // A signal that came while it started must not leave it behind.
+        super::rm::remove(home, &record.dir, true)?;
+        return Err(interrupted);
+    }
+    print(home, &record.dir, flags.json)?;
     Ok(0)
 }
 
