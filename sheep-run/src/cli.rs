@@ -117,7 +117,7 @@ pub struct Making {
     #[arg(long, value_name = "BACKEND", value_enum)]
     pub backend: Option<Backend>,
     /// The image, then the command and its arguments [default: the image's own]
-    #[arg(value_name = "IMAGE [COMMAND [ARG]...]", required = true, trailing_var_arg = true)]
+    #[arg(value_name = "IMAGE", required = true, trailing_var_arg = true)]
     pub image_and_command: Vec<OsString>,
 }
 
@@ -143,6 +143,7 @@ pub enum Backend {
 
 /// `run`
 #[derive(Debug, Clone, Args)]
+#[command(override_usage = "sheep-run run [OPTIONS] IMAGE [COMMAND [ARG]...]")]
 #[command(after_help = "Options after IMAGE belong to the command.")]
 pub struct Run {
     /// Run in the background, and print the container's id
@@ -158,6 +159,7 @@ pub struct Run {
 
 /// `create`
 #[derive(Debug, Args)]
+#[command(override_usage = "sheep-run create [OPTIONS] IMAGE [COMMAND [ARG]...]")]
 #[command(after_help = "Options after IMAGE belong to the command.")]
 pub struct Create {
     /// Print the document instead of the id
@@ -257,6 +259,7 @@ pub struct Logs {
 
 /// `exec`
 #[derive(Debug, Args)]
+#[command(override_usage = "sheep-run exec [OPTIONS] NAME COMMAND [ARG]...")]
 #[command(after_help = "Options after NAME belong to the command.")]
 pub struct Exec {
     /// Keep stdin open
@@ -278,7 +281,7 @@ pub struct Exec {
     #[arg(long, short = 'w', value_name = "DIR")]
     pub workdir: Option<OsString>,
     /// The container (its name, its id, or a unique prefix of the id), then the command and its arguments
-    #[arg(value_name = "NAME COMMAND [ARG]...", required = true, num_args = 2.., trailing_var_arg = true)]
+    #[arg(value_names = ["NAME", "COMMAND"], required = true, num_args = 2.., trailing_var_arg = true)]
     pub name_and_command: Vec<OsString>,
 }
 

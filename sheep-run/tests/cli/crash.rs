@@ -168,3 +168,50 @@ fn start_killed_loses_no_changes() {
     world.sh("sheep-run rm k").ok();
     world.assert_nothing_left();
 }
+
+#[test]
+fn after_the_machine_went_down() {
+    let world = World::new();
+    let id = world.sh("sheep-run run --name r -d minimal sh -c 'echo kept >>/f; sleep 60'").ok();
+    eventually("it has written", || world.sh("sheep-run exec r cat /f").stdout == "kept\n");
+    world.sh("sheep-run run --rm --name gone -d minimal sleep 60").ok();
+    // What a power cut takes: processes, mounts, the run directory.
+    world.kill_monitors();
+    world.sh("sheep-ns --root run/ns list -q | xargs sheep-ns --root run/ns delete --force && umount data/overlay/*/merged && rm -r run").ok();
+    let listed = world.sh("sheep-run ps -a").ok();
+    assert!(listed.contains("Exited (?)") && listed.lines().count() == 2, "{listed}");
+    assert_eq!(world.entries("data/containers"), [id.as_str()], "--rm means it does not come back");
+    world.sh("sheep-run start r").ok();
+    eventually("it runs again", || world.sh("sheep-run exec r cat /f").stdout == "kept\nkept\n");
+    world.sh("sheep-run rm -f r").ok();
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_full_disk_leaves_nothing() {
+    let world = World::new();
+    world.sh("mkdir small && mount -t tmpfs -o size=100m tmpfs small && cp -a data small/ && head -c 200m /dev/zero >small/fill 2>/dev/null; true").ok();
+    let run = |flags: &str| world.sh(&format!("sheep-run --root $PWD/small/data run {flags} minimal sh -c 'echo ran'"));
+    for flags in ["", "-d", "--rm", "-d --rm"] {
+        let outcome = run(flags);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (125, ""), "{flags}: {outcome:?}");
+        assert!(outcome.stderr.contains("No space left"), "{flags}: {outcome:?}");
+        assert_eq!(
+            world.sh("ls -A small/data/containers small/data/overlay 2>/dev/null | grep -v :").stdout.trim(),
+            ""
+        );
+    }
+    world.sh("rm small/fill").ok();
+    assert_eq!(run("--rm").ok(), "ran");
+    // Full while it runs: the log loses lines, the exit code is kept or the next command has the say; nothing hangs.
+    world.sh("sheep-run --root $PWD/small/data run --name x -d minimal sh -c 'while [ ! -e /go ]; do sleep 0.02; done; i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; exit 7'").ok();
+    world
+        .sh("sheep-run --root $PWD/small/data exec x touch /go; head -c 200m /dev/zero >small/fill 2>/dev/null; true")
+        .ok();
+    eventually("it has ended", || world.sh("sheep-run --root $PWD/small/data ps --json").stdout.is_empty());
+    world.sh("rm small/fill").ok();
+    let code = world.sh("sheep-run --root $PWD/small/data wait x").ok();
+    assert!(["7", "unknown"].contains(&code.as_str()), "{code}");
+    world.sh("sheep-run --root $PWD/small/data rm x && umount small").ok();
+    world.assert_nothing_left();
+}
