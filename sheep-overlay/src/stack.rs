@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, StatxFlags, fgetxattr, fstat, openat, stat, statat, statx,
+    AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, StatxFlags, fgetxattr, fstat, openat, openat2,
+    stat, statat, statx,
 };
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -98,6 +99,11 @@ impl Dir {
     pub fn descriptors(&self) -> usize {
         self.layers.len()
     }
+
+    /// Which of the stack's lowers merge into it.
+    pub fn lowers(&self) -> Vec<usize> {
+        self.layers.iter().map(|layer| layer.lower).collect()
+    }
 }
 
 impl Stack {
@@ -161,6 +167,19 @@ impl Stack {
             }
         }
         Ok(child)
+    }
+
+    /// Opens the directory `path` again, of which it is known what merges into it (see [`Dir::lowers`]).
+    pub fn reopen(&self, lowers: &[usize], path: &[u8]) -> Result<Dir> {
+        let mut dir = Dir::absent();
+        for &lower in lowers {
+            let opened = &self.lowers[lower];
+            let added = open_beneath(&opened.fd, path)
+                .map_err(anyhow::Error::from)
+                .and_then(|fd| self.add(&mut dir, fd, lower));
+            added.with_context(|| format!("lower {}/{}", opened.path.display(), String::from_utf8_lossy(path)))?;
+        }
+        Ok(dir)
     }
 
     /// Adds a layer to a directory; false where the ones below are hidden by it.
@@ -291,6 +310,28 @@ pub fn open_alone(path: &Path) -> Result<(OwnedFd, bool), Errno> {
         Err(_) => Ok((openat(CWD, path, DIRECTORY, Mode::empty())?, false)),
     }
 }
+
+/// Opens the directory `path` below `root` for reading, through no symbolic link. The path may be longer than the kernel
+/// takes in one piece.
+pub fn open_beneath(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let mut at: Option<OwnedFd> = None;
+    let mut rest = path;
+    loop {
+        let from = at.as_ref().map_or(root.as_fd(), |at| at.as_fd());
+        if rest.len() < PIECE_OF_PATH {
+            let last = if rest.is_empty() { &b"."[..] } else { rest };
+            return openat2(from, last, DIRECTORY, Mode::empty(), resolve);
+        }
+        let end = rest[..PIECE_OF_PATH].iter().rposition(|byte| *byte == b'/').ok_or(Errno::NAMETOOLONG)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        at = Some(openat2(from, &rest[..end], flags, Mode::empty(), resolve)?);
+        rest = &rest[end + 1..];
+    }
+}
+
+/// Somewhat less than PATH_MAX.
+const PIECE_OF_PATH: usize = 4000;
 
 /// Every directory in use takes a descriptor for each lower that has it; the usual soft limit is 1024.
 fn allow_descriptors(lowers: usize) {

@@ -1,8 +1,8 @@
 //! Two trees walked side by side: the merged view of the lowers, and one real directory tree (the copy's destination, or
 //! what `diff` compares with the lowers).
 //!
-//! Directories still to be visited hold on to their open parent only while few descriptors are in use; beyond that they
-//! are found again from the root, so that a tree of any width and depth needs a bounded number of descriptors.
+//! Directories still to be visited hold on to their open parent only while few descriptors are in use; beyond that it is
+//! opened again from the root, so that a tree of any width and depth needs a bounded number of descriptors.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, openat};
 
-use crate::stack::{Dir, Stack};
+use crate::stack::{Dir, Stack, open_beneath};
 
 /// How many descriptors directories may keep open for their children.
 const KEPT: usize = 256;
@@ -39,7 +39,14 @@ impl Drop for Pair {
 pub struct Pending {
     /// From the root, without a leading slash; empty for the root.
     pub path: Vec<u8>,
-    parent: Option<Arc<Pair>>,
+    parent: Parent,
+}
+
+#[derive(Debug)]
+enum Parent {
+    Open(Arc<Pair>),
+    /// To be opened again; these lowers merge into it.
+    Closed(Vec<usize>),
 }
 
 /// The walk: the stack, the two roots, and the count of descriptors.
@@ -64,40 +71,39 @@ impl Walk {
 
     /// The root, to be visited.
     pub fn root_pending(&self) -> Pending {
-        self.pending(Vec::new())
-    }
-
-    /// A directory to be visited, known by nothing but its path.
-    pub fn pending(&self, path: Vec<u8>) -> Pending {
-        Pending { path, parent: None }
+        Pending { path: Vec::new(), parent: Parent::Closed(Vec::new()) }
     }
 
     /// Notes that the directory `name` in `parent` (at `path`) is to be visited.
     pub fn pend(&self, parent: &Arc<Pair>, path: &[u8], name: &[u8]) -> Pending {
         let keep = parent.weight == 0 || self.kept.load(Ordering::Relaxed) <= KEPT;
-        Pending { path: join(path, name), parent: keep.then(|| parent.clone()) }
+        let parent = if keep { Parent::Open(parent.clone()) } else { Parent::Closed(parent.lower.lowers()) };
+        Pending { path: join(path, name), parent }
     }
 
-    /// Opens a directory that was noted. The root is opened by an empty path.
+    /// Opens a directory that was noted.
     pub fn enter(&self, pending: &Pending) -> Result<Arc<Pair>> {
         if pending.path.is_empty() {
             return Ok(self.root.clone());
         }
-        if let Some(parent) = &pending.parent {
-            let at = pending.path.iter().rposition(|byte| *byte == b'/');
-            let (path, name) = match at {
-                Some(at) => (&pending.path[..at], &pending.path[at + 1..]),
-                None => (&[][..], &pending.path[..]),
-            };
-            return self.step(parent, path, name);
+        let (path, name) = match pending.path.iter().rposition(|byte| *byte == b'/') {
+            Some(at) => (&pending.path[..at], &pending.path[at + 1..]),
+            None => (&[][..], &pending.path[..]),
+        };
+        match &pending.parent {
+            Parent::Open(parent) => self.step(parent, path, name),
+            Parent::Closed(lowers) => {
+                let lower = self.stack.reopen(lowers, path)?;
+                let real = open_beneath(&self.root.real, path).with_context(|| self.describe_real(path))?;
+                self.step(&self.pair(lower, real), path, name)
+            }
         }
-        let mut at = self.root.clone();
-        let mut length = 0;
-        for name in pending.path.split(|byte| *byte == b'/') {
-            at = self.step(&at, &pending.path[..length], name)?;
-            length += name.len() + usize::from(length > 0);
-        }
-        Ok(at)
+    }
+
+    fn pair(&self, lower: Dir, real: OwnedFd) -> Pair {
+        let weight = lower.descriptors() + 1;
+        self.kept.fetch_add(weight, Ordering::Relaxed);
+        Pair { lower, real, kept: self.kept.clone(), weight }
     }
 
     fn step(&self, parent: &Pair, path: &[u8], name: &[u8]) -> Result<Arc<Pair>> {
@@ -106,9 +112,7 @@ impl Walk {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let real = openat(&parent.real, &name, flags, Mode::empty())
             .with_context(|| self.describe_real(&join(path, name.to_bytes())))?;
-        let weight = lower.descriptors() + 1;
-        self.kept.fetch_add(weight, Ordering::Relaxed);
-        Ok(Arc::new(Pair { lower, real, kept: self.kept.clone(), weight }))
+        Ok(Arc::new(self.pair(lower, real)))
     }
 
     /// Where `path` is in the real tree, for messages.

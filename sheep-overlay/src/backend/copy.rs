@@ -21,11 +21,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fremovexattr, fstat, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, fchmod, fchown, fremovexattr, fstat, openat, unlinkat};
 use rustix::io::Errno;
 
 use crate::inode::Inode;
-use crate::stack::Stack;
+use crate::stack::{Stack, open_beneath};
 use crate::walk::Walk;
 use attributes::{Defaults, Losses};
 use links::Links;
@@ -111,6 +111,8 @@ fn prepare(root: &OwnedFd) -> Result<(Defaults, note::Time)> {
     let probe = openat(root, name, flags, Mode::from_raw_mode(0o777))?;
     let stat = fstat(&probe)?;
     unlinkat(root, name, AtFlags::empty())?;
+    // The root may have inherited another group; it is to start as everything below it does.
+    fchown(root, None, Some(Gid::from_raw(stat.st_gid)))?;
     let defaults = Defaults { uid: stat.st_uid, gid: stat.st_gid, umask: !stat.st_mode & 0o777 };
     Ok((defaults, note::time(&stat)))
 }
@@ -124,8 +126,9 @@ impl Job {
         // The deepest first: above it the way is still free.
         late.sort_by(|a, b| b.0.cmp(&a.0));
         for (path, mode) in late {
-            let pair = self.walk.enter(&self.walk.pending(path.clone()))?;
-            Inode::Open(pair.real.as_fd()).chmod(mode).with_context(|| self.walk.describe_real(&path))?;
+            let name = || self.walk.describe_real(&path);
+            let dir = open_beneath(&root.real, &path).with_context(name)?;
+            Inode::Open(dir.as_fd()).chmod(mode).with_context(name)?;
         }
 
         let mut directories = self.directories.into_inner().unwrap_or_default();

@@ -3,11 +3,9 @@
 //! A directory's times are right once its own entries are there, whatever is still to be made further down. So whoever
 //! makes the last entry finishes the directory.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 
@@ -22,7 +20,7 @@ use super::links::{Claim, Key};
 use super::{Job, interruptible, note};
 use crate::inode::{Inode, xattr_names};
 use crate::layer;
-use crate::stack::Entry;
+use crate::stack::{Entry, open_beneath};
 use crate::walk::{Pair, Pending, join};
 
 /// A part of the copy that one thread does.
@@ -253,13 +251,8 @@ impl<'a> Worker<'a> {
             Err(Errno::NAMETOOLONG) => {}
             done => return done,
         }
-        let path = Path::new(OsStr::from_bytes(first));
-        let (Some(parent), Some(file)) = (path.parent(), path.file_name()) else { return Err(Errno::NAMETOOLONG) };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut at = openat(root, c".", flags, Mode::empty())?;
-        for part in parent.iter() {
-            at = openat(&at, part, flags, Mode::empty())?;
-        }
+        let end = first.iter().rposition(|byte| *byte == b'/').ok_or(Errno::NAMETOOLONG)?;
+        let (at, file) = (open_beneath(root, &first[..end])?, &first[end + 1..]);
         linkat(&at, file, &dir.pair.real, name, AtFlags::empty())
     }
 }
