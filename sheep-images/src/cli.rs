@@ -1,5 +1,8 @@
 //! The command line.
 
+// The doc comments are the help texts, where NAME[:TAG] is no link.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 

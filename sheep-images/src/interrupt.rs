@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -14,11 +15,18 @@ use crate::scratch;
 /// More than enough to be quicker than one thread that makes files. If not, the next command clears up.
 const RETRIES: u32 = 1000;
 
+static ENABLED: AtomicBool = AtomicBool::new(false);
+static STARTED: Once = Once::new();
 static SCRATCH: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 static COMMITTING: Mutex<()> = Mutex::new(());
 
-/// To be called first in the program: threads that are started later inherit the blocked signals.
+/// To be called first in the program: from the first scratch directory on, signals are answered.
 pub fn clean_up_on_signals() {
+    ENABLED.store(true, Ordering::Relaxed);
+}
+
+/// Threads that are started later inherit the blocked signals.
+fn answer_signals() {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     if signals.thread_block().is_err() {
         // Then signals end the program as they always do, and the next command clears up.
@@ -54,6 +62,9 @@ pub fn commit() -> Commit {
 
 /// Makes a directory that is to be deleted on a signal: no signal finds it made and not noted.
 pub fn make_dir<T>(path: &Path, make: impl FnOnce() -> T) -> T {
+    if ENABLED.load(Ordering::Relaxed) {
+        STARTED.call_once(answer_signals);
+    }
     let mut noted = lock(&SCRATCH);
     noted.insert(path.to_path_buf());
     make()

@@ -162,7 +162,8 @@ impl Store {
         if descriptor.size > DOCUMENT_MAX {
             bail!("blob {}: {} bytes are too many for a document", descriptor.digest, descriptor.size);
         }
-        let mut bytes = Vec::new();
+        // One more than it has, so that its end is seen without another look.
+        let mut bytes = Vec::with_capacity(usize::try_from(descriptor.size + 1)?);
         let read = File::open(&path).and_then(|file| file.take(DOCUMENT_MAX).read_to_end(&mut bytes));
         read.with_context(|| path.display().to_string())?;
         if Digest::of(&bytes) != descriptor.digest {

@@ -3,7 +3,7 @@
 //! Blobs are written in a scratch directory of `images/`, and linked into their place when all are there; then the index
 //! is written; then the unpacked layer gets its place. Before the first link, or before the index loses an image, the
 //! scratch directory gets a list of `candidates`: blobs and layers that nobody may need if the crash comes now. Who
-//! clears up looks at the index to tell ([`super::reap`]).
+//! clears up looks at the index to tell (`reap.rs`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -87,14 +87,16 @@ pub fn tell_left_out(what: &str, left_out: LeftOut) {
     }
     let root = rustix::process::geteuid().is_root();
     let mut parts = Vec::new();
-    if owners > 0 {
-        parts.push(format!("the owners of {owners} entries"));
-    }
-    if devices > 0 {
-        parts.push(format!("{devices} devices"));
-    }
-    if xattrs > 0 {
-        parts.push(format!("{xattrs} extended attributes"));
+    for (count, one, many) in [
+        (owners, "the owner of 1 entry", "the owners of # entries"),
+        (devices, "1 device", "# devices"),
+        (xattrs, "1 extended attribute", "# extended attributes"),
+    ] {
+        match count {
+            0 => (),
+            1 => parts.push(one.to_owned()),
+            _ => parts.push(many.replace('#', &count.to_string())),
+        }
     }
     exit::warn(
         "sheep-images",

@@ -120,15 +120,21 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        if !mounted_below(&self.dir) {
+        // A failing test must not leave the machine with mounts.
+        for mount in mounts_below(&self.dir) {
+            let _ = Command::new("umount").arg(mount).status();
+        }
+        if mounts_below(&self.dir).is_empty() {
             // A failing test leaves what it made, if it cannot be deleted.
             let _ = Command::new("rm").arg("-rf").arg(&self.dir).status();
         }
     }
 }
 
-fn mounted_below(dir: &Path) -> bool {
-    fs::read_to_string("/proc/self/mountinfo").expect("mountinfo").contains(&format!(" {}/", dir.display()))
+fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let targets = table.lines().filter_map(|line| line.split(' ').nth(4));
+    targets.map(PathBuf::from).filter(|target| target.starts_with(dir)).collect()
 }
 
 fn bin_dir() -> &'static Path {

@@ -345,6 +345,85 @@ fn the_same_members_as_gnu_tar() {
     }
 }
 
+/// Archives with every feature and a few bytes changed: whatever they have become, nothing outside is touched, and the
+/// reader neither panics nor hangs.
+#[test]
+fn mutations() {
+    use sheep_images::cli::LimitArgs;
+    use sheep_images::scratch::Scratch;
+    use sheep_images::stream::Stream;
+    use sheep_images::unpack;
+
+    let world = World::root();
+    world.sh("mkdir canary out && echo alive > canary/c && mount -t tmpfs tmpfs out").ok();
+    let list = "find canary out -printf '%p %y %m %s\\n'; cat canary/c; ls -A; true";
+    let before = world.sh(list).ok();
+    let map: [(&[u8], &[u8]); 3] =
+        [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"4096")];
+    let base = tar()
+        .dir(b"./")
+        .dir(b"a/")
+        .file(b"a/f", &[b'x'; 700])
+        .symlink(b"l", b"../../../../canary")
+        .symlink(b"in", b"a")
+        .file(b"in/g", b"through a link")
+        .hard(b"h", b"a/f")
+        .long(b'L', &[b"long/".repeat(30), b"x".to_vec()].concat())
+        .file(b"short", b"1")
+        .pax(b'x', &[(b"path", b"p/q"), (b"mtime", b"1.5"), (b"size", b"3"), (b"SCHILY.xattr.user.k", b"v\n1")])
+        .file(b"r", b"abc")
+        .pax(b'x', &map)
+        .file(b"s", &[b"2\n0\n512\n1024\n512\n".to_vec(), vec![0; 495], vec![7; 1024]].concat())
+        .block(
+            Block::new(b"old", b'S')
+                .size(512)
+                .with(257, b"ustar  \0")
+                .with(386, b"00000001000\0")
+                .with(398, b"00000001000\0")
+                .with(483, b"00000004000\0"),
+        )
+        .content(&[9; 512])
+        .file(b"a/.wh.f", b"")
+        .file(b"a/.wh..wh..opq", b"")
+        .block(Block::new(b"dev", b'3').with(329, b"0000001\0").with(337, b"0000003\0"))
+        .block(Block::new(b"fifo", b'6'))
+        .end();
+    let limits = LimitArgs { max_entries: 1000, max_bytes: 1 << 20 };
+    let mut state = 7u64;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        usize::try_from(state >> 33).expect("31 bits") % below
+    };
+    let mut unpacked = 0;
+    for round in 0..2000 {
+        let mut archive = base.clone();
+        if round > 0 {
+            for _ in 0..=random(3) {
+                let at = random(archive.len());
+                archive[at] = [b'/', b'.', 0, b'1', b'2', b'5', b'9', 0xff, b'x'][random(9)];
+            }
+            if random(4) == 0 {
+                archive.truncate(random(archive.len()));
+            }
+            // Without good checksums few would get past the first look.
+            for block in archive.chunks_exact_mut(512) {
+                if block[257..262] == *b"ustar" {
+                    let block: &mut [u8; 512] = block.try_into().expect("a block");
+                    *block = Block(*block).summed();
+                }
+            }
+        }
+        let root = Scratch::new(&world.dir.join("out")).expect("scratch");
+        let result = unpack::receive(Stream::start(std::io::Cursor::new(archive), None), root.fd(), limits);
+        assert!(round > 0 || result.is_ok(), "{result:?}");
+        unpacked += u32::from(result.is_ok());
+        root.delete().expect("delete");
+    }
+    assert!((200..1900).contains(&unpacked), "{unpacked} were unpacked; the test has lost its point");
+    assert_eq!(world.sh(list).ok(), before);
+    world.sh("umount out").ok();
+}
+
 #[track_caller]
 fn check(world: &World, cases: Vec<(&str, Vec<u8>, Fate)>) {
     let outside = "find canary -printf '%p %y %m %U %G %s %T@ %l\\n' | sort; cat canary/* 2>/dev/null; ls -A; true";

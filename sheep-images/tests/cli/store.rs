@@ -188,7 +188,7 @@ fn several_at_once() {
     world.sh("rm -r data/layers/sha256/*").ok();
     all((0..6).map(|n| format!("sheep-images unpack n{n}")).collect());
     assert_eq!(world.sh("ls -A data/layers/sha256 | wc -l").ok(), "1");
-    all((0..6).map(|n| format!("sheep-images tag n0 m{n} && sheep-images rm n{n}")).collect());
+    all((0..6).map(|n| format!("sheep-images tag n{n} m{n} && sheep-images rm n{n}")).collect());
     all((0..6).map(|n| format!("sheep-images rm m{n}; sheep-images import k{n} t.tgz && sheep-images unpack k{n} && sheep-images rm k{n}")).collect());
     world.assert_empty();
 }

@@ -29,7 +29,7 @@ fn what_a_user_cannot_keep_is_said_in_one_line() {
     assert_eq!(outcome.code, 0, "{}", outcome.stderr);
     assert_eq!(
         outcome.stderr,
-        "sheep-images: import t: as an unprivileged user, could not be kept: the owners of 8 entries, 1 devices, 1 extended attributes\n"
+        "sheep-images: import t: as an unprivileged user, could not be kept: the owners of 8 entries, 1 device, 1 extended attribute\n"
     );
     let layer = world.layer("t").display().to_string();
     let list = world.sh(&format!("cd {layer} && stat -c '%n %U %a' closed ro ro/deep ro/deep/f pipe suid && ls && getfattr --only-values -n user.kept suid && stat -c '%F %t%T' gone")).ok();
@@ -68,6 +68,6 @@ fn root_of_a_user_namespace() {
     let outcome = world.sh("unshare -Ur sheep-images import t t.tar >/dev/null");
     assert_eq!(
         (outcome.code, outcome.stderr.as_str()),
-        (0, "sheep-images: import t: could not be kept: the owners of 1 entries\n")
+        (0, "sheep-images: import t: could not be kept: the owner of 1 entry\n")
     );
 }
