@@ -7,7 +7,7 @@
 //! deletes, unless a living process holds its lock.
 //!
 //! The record says what was done; whether it still holds (somebody unmounted by hand, the machine was restarted) is
-//! asked of the kernel every time: see [`state`].
+//! asked of the kernel every time: see [`state()`].
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
