@@ -21,6 +21,7 @@ pub fn make(dir: &Path) -> Result<File> {
     let path = dir.join("lock");
     let file = open(&path, true).with_context(|| path.display().to_string())?;
     file.lock().with_context(|| format!("lock {}", path.display()))?;
+    leave_exit_code(&file, None);
     Ok(file)
 }
 
@@ -113,14 +114,16 @@ pub fn until_unsupervised(file: &File, deadline: Instant) -> bool {
     }
 }
 
-/// Leaves the exit code where a `wait` that has the lock file open finds it after the directory is gone.
+/// Writes a container's exit code into its lock file, or blanks it there. It is found there after the directory of a
+/// container with `--rm` is gone, by a `wait` that has the file open; and after a disk was too full for the record.
 pub fn leave_exit_code(mut lock: &File, code: Option<i32>) {
-    let text = code.map_or("unknown\n".to_owned(), |code| format!("{code}\n"));
-    // Only a `wait` on a container that goes with --rm reads it; a full disk must not keep the container from going.
-    let _ = lock.set_len(0).and_then(|()| lock.seek(SeekFrom::Start(0))).and_then(|_| lock.write_all(text.as_bytes()));
+    let text = code.map_or(String::new(), |code| code.to_string());
+    // Always as long as it was made, so that it takes no room that is not there. What else might fail here is not worth
+    // losing the container's end for.
+    let _ = lock.seek(SeekFrom::Start(0)).and_then(|_| lock.write_all(format!("{text:<15}\n").as_bytes()));
 }
 
-/// The exit code that was left in a lock file: `None` where none was.
+/// The exit code in a lock file: `None` where there is none.
 pub fn left_exit_code(mut lock: &File) -> Option<i32> {
     let mut text = String::new();
     lock.seek(SeekFrom::Start(0)).and_then(|_| lock.read_to_string(&mut text)).ok()?;

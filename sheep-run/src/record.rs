@@ -6,7 +6,7 @@
 //! | `config.json` | the OCI configuration; with container.json's directory it is the bundle |
 //! | `log` | what the container wrote (log.rs) |
 //! | `pid` | the first process's id, written by `sheep-ns` |
-//! | `lock` | held while a command changes the container; the last exit code is written into it |
+//! | `lock` | held while a command changes the container; the last exit code is written into it as well |
 //! | `supervisor` | locked for as long as somebody looks after the container |
 //!
 //! The supervisor is the command that makes the container, then the monitor (or `run` in the foreground). It holds the

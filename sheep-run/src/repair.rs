@@ -29,9 +29,9 @@ pub struct End {
 /// Records a container's end, then takes away what only a running container needs; with `--rm`, everything. `lock` is
 /// the container's lock, held.
 pub fn finish(home: &Home, dir: &Path, lock: &File, end: End) -> Result<()> {
+    locks::leave_exit_code(lock, end.code);
     let mut record = Record::reload(dir)?;
     if record.container.remove {
-        locks::leave_exit_code(lock, end.code);
         return discard(home, dir);
     }
     record.container.status = Status::Stopped;
@@ -126,10 +126,12 @@ pub fn repair_locked(home: &Home, dir: &Path, lock: &File) -> Result<()> {
         return Ok(());
     }
     let Some(record) = Record::load(dir)? else { return record::sweep(home) };
+    // If this command is killed too, the next one waits for the sibling it has at work.
+    let _supervisor = locks::supervise(dir)?;
     match record.container.status {
         Status::Creating => discard(home, dir),
         Status::Running if is_alive(home, id_of(dir))? => Ok(()),
-        Status::Running => finish(home, dir, lock, End::default()),
+        Status::Running => finish(home, dir, lock, End { code: locks::left_exit_code(lock), ..End::default() }),
         Status::Stopped if record.container.remove => discard(home, dir),
         Status::Created | Status::Stopped => keep(home, dir),
     }
@@ -144,7 +146,16 @@ pub fn view(home: &Home, dir: &Path) -> Result<Option<Record>> {
     {
         exit::print_line(PROGRAM, &error.context(format!("repair {}", id_of(dir))));
     }
-    Record::load(dir)
+    let mut record = Record::load(dir)?;
+    if let Some(Record { container, .. }) = &mut record
+        && container.is_running()
+        && matches!(locks::supervision(dir)?, Supervision::Abandoned)
+        && !is_alive(home, id_of(dir))?
+    {
+        // It could not be put on record, for want of room perhaps; that does not make it run.
+        (container.status, container.pid) = (Status::Stopped, None);
+    }
+    Ok(record)
 }
 
 /// Finds a container by name and gives its record as it is in reality.

@@ -45,6 +45,12 @@ pub fn remove(home: &Home, dir: &Path, force: bool) -> Result<()> {
             return Err(exit::busy("it is running; stop it first, or use rm -f"));
         }
         if !is_supervised {
+            if !dir.exists() {
+                // Repairing it was removing it.
+                return Ok(());
+            }
+            // If this command is killed, the next one waits for the sibling it has at work.
+            let _supervisor = locks::supervise(dir)?;
             return repair::discard(home, dir);
         }
         // Its monitor puts away what it has, and needs the lock for that.

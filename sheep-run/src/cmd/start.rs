@@ -48,6 +48,7 @@ fn start_one(home: &Home, dir: &Path, signals: &Signals) -> Result<()> {
         }
     };
     let supervisor = locks::supervise(dir)?;
+    locks::leave_exit_code(&lock, None);
     let started = mounted(home, record, signals).and_then(|record| monitor::launch(home, &record, &lock, &supervisor));
     if let Err(error) = started {
         if let Err(left) = repair::keep(home, dir) {

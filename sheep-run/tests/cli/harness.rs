@@ -148,10 +148,13 @@ impl World {
 
     /// Kills the monitors of this world, which nobody but this test started, and waits until they are gone.
     pub fn kill_monitors(&self) {
-        for pid in self.monitors() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        eventually("the monitors are gone", || self.monitors().is_empty());
+        eventually("the monitors are gone", || {
+            let monitors = self.monitors();
+            for &pid in &monitors {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            monitors.is_empty()
+        });
     }
 
     /// Asserts that nothing of any container is left: no mount, directory, OCI state, control group or process.
