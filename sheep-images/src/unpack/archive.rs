@@ -5,14 +5,13 @@ use std::io::{self, BufRead, Read};
 
 use anyhow::{Context, Result, bail};
 
-use super::acl;
+use super::attributes::Attributes;
 use super::header::{self, BLOCK, Header};
 use super::pax;
+use super::sparse::{self, PaxSparse, REGIONS_MAX};
 
 /// Long names and pax headers are kept in memory; no real one is nearly as long.
 const EXTENSION_MAX: u64 = 8 << 20;
-/// Regions of data in a sparse file.
-const SPARSE_MAX: usize = 1 << 20;
 
 /// What a member is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +138,7 @@ impl<R: BufRead> Archive<R> {
                     };
                     self.left = member.size;
                     self.padding = padding(member.size);
-                    let sparse = sparse_of(&attributes);
+                    let sparse = sparse::of(&attributes);
                     self.read_sparse(&header, sparse, &mut member)
                         .with_context(|| format!("member {}: sparse map", shown(&member.name)))?;
                     return Ok(Some(member));
@@ -272,8 +271,8 @@ impl<R: BufRead> Archive<R> {
                     }
                     (entries, more) = header::sparse_extension(&block);
                     map.extend(entries.take().context("bad number")?);
-                    if map.len() > SPARSE_MAX {
-                        bail!("more than {SPARSE_MAX} regions");
+                    if map.len() > REGIONS_MAX {
+                        bail!("more than {REGIONS_MAX} regions");
                     }
                 }
                 let unsigned = |n: i64| u64::try_from(n).context("negative number");
@@ -288,7 +287,7 @@ impl<R: BufRead> Archive<R> {
                 return Ok(());
             }
         };
-        check_map(&map, real_size, self.left)?;
+        sparse::check_map(&map, real_size, self.left)?;
         member.regions = map;
         member.size = real_size;
         Ok(())
@@ -309,8 +308,8 @@ impl<R: BufRead> Archive<R> {
                 numbers.push(pax::decimal(&text[..end]).context("bad number")?);
                 text.drain(..=end);
                 let count = numbers.first().copied().unwrap_or(0);
-                if count > SPARSE_MAX as u64 {
-                    bail!("more than {SPARSE_MAX} regions");
+                if count > REGIONS_MAX as u64 {
+                    bail!("more than {REGIONS_MAX} regions");
                 }
                 if numbers.len() as u64 == 1 + 2 * count {
                     return Ok(numbers[1..].chunks_exact(2).map(|pair| (pair[0], pair[1])).collect());
@@ -321,109 +320,6 @@ impl<R: BufRead> Archive<R> {
             }
         }
     }
-}
-
-/// Pax records that hold for a member: its own before global ones, the last before earlier ones. An empty value takes
-/// back what the header or a global record says.
-struct Attributes<'a> {
-    global: &'a [(Vec<u8>, Vec<u8>)],
-    local: &'a [(Vec<u8>, Vec<u8>)],
-}
-
-impl Attributes<'_> {
-    fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        let find = |list: &'_ [(Vec<u8>, Vec<u8>)]| list.iter().rposition(|(k, _)| k == key);
-        let value = match (find(self.local), find(self.global)) {
-            (Some(at), _) => &self.local[at].1,
-            (None, Some(at)) => &self.global[at].1,
-            (None, None) => return None,
-        };
-        (!value.is_empty()).then_some(value)
-    }
-
-    fn number(&self, key: &[u8]) -> Result<Option<u64>> {
-        let Some(text) = self.get(key) else { return Ok(None) };
-        let value = pax::decimal(text);
-        value.map(Some).with_context(|| format!("pax record {}", shown(&[key, b"=", text].concat())))
-    }
-
-    fn xattrs(&self) -> Vec<Xattr> {
-        let mut found: Vec<Xattr> = Vec::new();
-        for (key, value) in self.global.iter().chain(self.local) {
-            let (name, value) = match &key[..] {
-                b"SCHILY.acl.access" => (b"system.posix_acl_access".to_vec(), acl::to_xattr(value)),
-                b"SCHILY.acl.default" => (b"system.posix_acl_default".to_vec(), acl::to_xattr(value)),
-                key => match key.strip_prefix(b"SCHILY.xattr.") {
-                    Some(name) => (pax::xattr_name(name), Some(value.clone())),
-                    None => continue,
-                },
-            };
-            found.retain(|(other, _)| *other != name);
-            found.push((name, value));
-        }
-        found
-    }
-}
-
-struct PaxSparse {
-    name: Option<Vec<u8>>,
-    real_size: u64,
-    /// `None` where the map is in the content (format 1.0).
-    map: Option<Vec<(u64, u64)>>,
-}
-
-fn sparse_of(attributes: &Attributes<'_>) -> Result<Option<PaxSparse>> {
-    let name = attributes.get(b"GNU.sparse.name").map(<[u8]>::to_vec);
-    if let Some(major) = attributes.number(b"GNU.sparse.major")? {
-        let minor = attributes.number(b"GNU.sparse.minor")?.unwrap_or(0);
-        if (major, minor) != (1, 0) {
-            bail!("format {major}.{minor} is not known");
-        }
-        let real_size = attributes.number(b"GNU.sparse.realsize")?.context("no GNU.sparse.realsize")?;
-        return Ok(Some(PaxSparse { name, real_size, map: None }));
-    }
-    let Some(real_size) = attributes.number(b"GNU.sparse.size")? else { return Ok(None) };
-    let mut numbers = Vec::new();
-    if let Some(text) = attributes.get(b"GNU.sparse.map") {
-        // 0.1: one list.
-        for part in text.split(|&b| b == b',') {
-            numbers.push(pax::decimal(part).context("bad number")?);
-        }
-    } else {
-        // 0.0: a record for each number, in order.
-        for (key, value) in attributes.local {
-            if key == b"GNU.sparse.offset" || key == b"GNU.sparse.numbytes" {
-                numbers.push(pax::decimal(value).context("bad number")?);
-            }
-        }
-    }
-    if numbers.len() % 2 != 0 || numbers.len() / 2 > SPARSE_MAX {
-        bail!("bad number of regions");
-    }
-    let map = numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
-    Ok(Some(PaxSparse { name, real_size, map: Some(map) }))
-}
-
-/// Regions must be in order, within the file, and together exactly as long as the content.
-fn check_map(map: &[(u64, u64)], real_size: u64, stored: u64) -> Result<()> {
-    let (mut end, mut total) = (0u64, 0u64);
-    for &(at, len) in map {
-        if at < end {
-            bail!("regions overlap or are out of order");
-        }
-        if len > 0 && total % BLOCK as u64 != 0 {
-            bail!("a region does not begin at a block");
-        }
-        end = at.checked_add(len).context("a region ends nowhere")?;
-        total = total.checked_add(len).context("too long")?;
-    }
-    if end > real_size {
-        bail!("a region ends after the file's {real_size} bytes");
-    }
-    if total != stored {
-        bail!("the regions have {total} bytes together, the content has {stored}");
-    }
-    Ok(())
 }
 
 /// The member that a header and its attributes describe, its size being that of the content in the archive. `None` for

@@ -2,10 +2,12 @@
 
 pub mod acl;
 pub mod archive;
+pub mod attributes;
 pub mod extract;
 pub mod header;
 pub mod pax;
 pub mod resolve;
+pub mod sparse;
 
 use std::fs::File;
 use std::io::BufRead;
