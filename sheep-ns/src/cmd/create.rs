@@ -113,32 +113,30 @@ fn bring_up(
     let begin = match life {
         Life::Waiting => Begin::OnStart(listen(&dir.start_socket()).context("start socket")?),
         Life::Detached => Begin::OnRecord,
-        Life::Attached => Begin::Now,
+        Life::Attached => Begin::OnRecordTied,
     };
     let child = init::spawn(plan, group.map(Cgroup::dir), begin)?;
     let mut master = None;
-    let mut on_terminal = |end: OwnedFd| match console {
+    let on_terminal = |end: OwnedFd| match console {
         Some(console) => send_fd(console.as_fd(), b"/dev/ptmx", end.as_fd()).context("--console-socket"),
         None => {
             master = Some(end);
             Ok(())
         }
     };
-    let up = match life {
-        Life::Attached => child.wait_executed(&mut on_terminal),
-        Life::Waiting | Life::Detached => child.wait_ready(&mut on_terminal),
-    }
-    .and_then(|()| {
+    let up = child.wait_ready(on_terminal).and_then(|()| {
         record.process = Some(Process::of(child.pid)?);
         dir.write_creating(&record)?;
         write_pid_file(pid_file, child.pid)?;
-        match life {
-            Life::Attached => {}
-            Life::Waiting => child.commit()?,
-            Life::Detached => {
-                child.commit()?;
-                child.wait_executed(|_| Ok(()))?;
-            }
+        if life == Life::Attached {
+            // Nothing stays that is not on record, for it dies with us; so others can find it from its first moment on.
+            dir.finish()?;
+            child.commit()?;
+            return child.wait_executed();
+        }
+        child.commit()?;
+        if life == Life::Detached {
+            child.wait_executed()?;
         }
         dir.finish()
     });

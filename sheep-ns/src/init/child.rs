@@ -29,6 +29,8 @@ use crate::userns::Writer;
 pub enum Begin {
     /// At once; it dies with its parent.
     Now,
+    /// When the parent has put it on record; it dies with its parent.
+    OnRecordTied,
     /// When the parent has put it on record; it outlives the parent.
     OnRecord,
     /// When, after that, somebody connects to this socket (`start`).
@@ -89,8 +91,10 @@ fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result
     }
     let setgroups = !plan.maps.as_ref().is_some_and(|maps| maps.denies_setgroups());
     let ready = become_user(&plan.program, setgroups, Tie::Parent, old_umask, &mut keep)?;
-    if !matches!(begin, Begin::Now) {
-        on_record(channel)?;
+    match begin {
+        Begin::Now => {}
+        Begin::OnRecordTied => on_record(channel, Tie::Parent)?,
+        Begin::OnRecord | Begin::OnStart(_) => on_record(channel, Tie::Nobody)?,
     }
     if let Begin::OnStart(listener) = begin {
         *channel = wait_for_start(listener)?;
@@ -175,14 +179,17 @@ fn set_sysctl(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Tells the parent that everything is set up, and goes on when it is on record. From then on the process stands by itself.
-pub fn on_record(channel: &Channel) -> Result<()> {
+/// Tells the parent that everything is set up, and goes on when it is on record. From then on the process stands by
+/// itself, unless it stays tied to its parent.
+pub fn on_record(channel: &Channel, tie: Tie) -> Result<()> {
     channel.send(&Message::Ready)?;
     match channel.receive()? {
         Message::Commit => {}
         _ => bail!("given up by the parent"),
     }
-    set_parent_process_death_signal(None).context("prctl(PR_SET_PDEATHSIG)")?;
+    if tie == Tie::Nobody {
+        set_parent_process_death_signal(None).context("prctl(PR_SET_PDEATHSIG)")?;
+    }
     channel.send(&Message::Detached)
 }
 

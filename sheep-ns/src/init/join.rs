@@ -74,7 +74,7 @@ fn way(join: &Join, channel: &Channel, begin: &Begin) -> Result<Infallible> {
     }
     let ready = become_user(&join.program, join.setgroups, Tie::Parent, old_umask, &mut [program::raw(channel)])?;
     if matches!(begin, Begin::OnRecord) {
-        on_record(channel)?;
+        on_record(channel, Tie::Nobody)?;
     }
     Err(execute(&join.program, &ready))
 }

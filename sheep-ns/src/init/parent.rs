@@ -110,7 +110,7 @@ impl Child {
         }
     }
 
-    /// Lets go of a child that is [`Child::wait_ready`]: from now on it outlives this process.
+    /// Lets go of a child that is [`Child::wait_ready`]: it goes on to its program or to wait for `start`.
     pub fn commit(&self) -> Result<()> {
         self.channel.send(&Message::Commit)?;
         match self.channel.receive()? {
@@ -120,15 +120,12 @@ impl Child {
         }
     }
 
-    /// Waits until the program is executed, or has failed to be; `on_terminal` as with [`Child::wait_ready`].
-    pub fn wait_executed(&self, mut on_terminal: impl FnMut(OwnedFd) -> Result<()>) -> Result<()> {
-        loop {
-            match self.channel.receive()? {
-                Message::Closed => return Ok(()),
-                Message::Terminal(master) => on_terminal(master)?,
-                Message::Failed(error) => return Err(error),
-                other => bail!("unexpected {other:?}"),
-            }
+    /// Waits until the program is executed, or has failed to be. For a child that was let go.
+    pub fn wait_executed(&self) -> Result<()> {
+        match self.channel.receive()? {
+            Message::Closed => Ok(()),
+            Message::Failed(error) => Err(error),
+            other => bail!("unexpected {other:?}"),
         }
     }
 

@@ -86,7 +86,7 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
         })
         .and_then(|()| write_pid_file(args.pid_file.as_deref(), child.pid))
         .and_then(|()| child.commit())
-        .and_then(|()| child.wait_executed(|_| Ok(())));
+        .and_then(|()| child.wait_executed());
     match let_go {
         Ok(()) => Ok(0),
         Err(error) => {

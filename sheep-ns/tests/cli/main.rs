@@ -1,0 +1,11 @@
+//! The binary as a user, an engine, an attacker and an unlucky administrator use it. Everything runs on the real kernel;
+//! every test has its own busybox root, bundle and state directory.
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+mod escape;
+mod harness;
+mod join;
+mod life;
+mod once;
+mod rootless;
+mod terminal;
