@@ -276,6 +276,8 @@ impl Parked {
     /// Keeps the log until the container's first process has ended, and tells how it did.
     fn watch(mut self, id: &str) -> End {
         let text = sys::Text::find();
+        // What starting took is not needed again, whether the container is quiet or not.
+        text.let_go();
         let wait = |polled: &mut [PollFd<'_>]| match poll(polled, Some(&QUIET)) {
             Ok(0) => text.poll_without(polled),
             ready => ready,

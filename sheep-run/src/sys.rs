@@ -50,17 +50,22 @@ impl Text {
         Text(clean_file_mappings(&String::from_utf8_lossy(&smaps)))
     }
 
-    /// Polls without a time limit, and lets go of the code's pages meanwhile: they are read again from the page cache
-    /// when they are needed. A monitor waits for days, and most of this program is for what comes before and after.
-    ///
-    /// Both calls are in this one function, so that waiting needs one page of code (and what the kernel maps around it).
-    #[inline(never)]
-    pub fn poll_without(&self, fds: &mut [PollFd<'_>]) -> rustix::io::Result<usize> {
+    /// Lets go of the code's pages: they are read again from the page cache when they are needed. A monitor waits for
+    /// days, and most of this program is for what comes before and after.
+    #[inline(always)]
+    pub fn let_go(&self) {
         for &(start, end) in &self.0 {
             // SAFETY: the range is a private mapping of a file that nobody can write through, and has no page that
             // differs from the file: whatever is touched again is what it was. A failure leaves the pages: no harm.
             let _ = unsafe { madvise(start as *mut _, end - start, Advice::LinuxDontNeed) };
         }
+    }
+
+    /// Polls without a time limit and without the code's pages. Both calls are in this one function, so that waiting
+    /// needs one page of code (and what the kernel maps around it).
+    #[inline(never)]
+    pub fn poll_without(&self, fds: &mut [PollFd<'_>]) -> rustix::io::Result<usize> {
+        self.let_go();
         poll(fds, None)
     }
 }
