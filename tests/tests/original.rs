@@ -63,3 +63,13 @@ fn a_network_namespace_is_the_containers_own() {
     );
     assert_eq!(world.sh("ls /sys/class/net | sort").ok(), before);
 }
+
+#[test]
+fn a_program_starts_with_every_signal_at_its_default() {
+    let world = World::root().with_image();
+    let ignored = world
+        .sh("trap '' HUP INT QUIT PIPE; sheep-run run --rm minimal sh -c 'grep SigIgn /proc/self/status | cut -f2'")
+        .ok();
+    // The real-time signals (33 and up) are the C library's affair.
+    assert_eq!(u64::from_str_radix(&ignored, 16).unwrap() & 0x7fff_ffff, 0, "{ignored}");
+}

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use nix::unistd;
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, statat};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, Signal, chdir, getcwd, set_parent_process_death_signal, setrlimit, umask};
+use rustix::process::{Resource, Rlimit, chdir, getcwd, setrlimit, umask};
 use rustix::thread::{set_keep_capabilities, set_no_new_privs};
 
 use crate::caps::{self, CapSets};
@@ -29,6 +29,7 @@ pub struct Program {
     cwd: CString,
     user: oci::User,
     caps: CapSets,
+    unknown_caps: Vec<String>,
     limits: Vec<(Resource, Rlimit)>,
     no_new_privileges: bool,
     /// Descriptors that stay open besides 0, 1 and 2: from 3 on.
@@ -56,13 +57,14 @@ impl Program {
                 .map(|name| CString::new(name.as_bytes()).map_err(|_| exit::usage(format!("{what}: has a NUL byte"))))
                 .collect::<Result<Vec<_>>>()
         };
-        let (caps, _) = CapSets::new(process.capabilities.as_ref());
+        let (caps, unknown_caps) = CapSets::new(process.capabilities.as_ref());
         Ok(Program {
             args: strings("process.args", &process.args)?,
             env: strings("process.env", &process.env)?,
             cwd: CString::new(cwd.as_os_str().as_bytes()).map_err(|_| exit::usage("process.cwd: has a NUL byte"))?,
             user: process.user.clone(),
             caps,
+            unknown_caps,
             limits: limits(&process.rlimits)?,
             no_new_privileges: process.no_new_privileges,
             preserve_fds,
@@ -73,6 +75,11 @@ impl Program {
     /// The user's id inside the container.
     pub fn uid(&self) -> u32 {
         self.user.uid
+    }
+
+    /// Capabilities of the config that this program does not know: the program does not get them.
+    pub fn unknown_caps(&self) -> &[String] {
+        &self.unknown_caps
     }
 
     /// The command's first word, for messages.
@@ -118,21 +125,14 @@ fn resource(name: &str) -> Option<Resource> {
     })
 }
 
-/// Whether the process dies with its parent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tie {
-    /// It does, from now until it says otherwise.
-    Parent,
-    /// It does not.
-    Nobody,
-}
-
 /// Turns this process into one of the container's user, in the program's working directory; all but the `keep`
 /// descriptors (and those to be preserved) are closed. `old_umask` is in force where the config has none.
 ///
+/// The change of user undoes `PR_SET_PDEATHSIG`; the caller sets it again.
+///
 /// Returns the program's path and its environment. From here on nothing of the host is reachable: no descriptor, no
 /// directory.
-pub fn become_user(program: &Program, setgroups: bool, tie: Tie, old_umask: Mode, keep: &mut [RawFd]) -> Result<Ready> {
+pub fn become_user(program: &Program, setgroups: bool, old_umask: Mode, keep: &mut [RawFd]) -> Result<Ready> {
     for (resource, limit) in &program.limits {
         setrlimit(*resource, *limit).with_context(|| {
             format!("process.rlimits: {resource:?} to {}:{}", shown(limit.current), shown(limit.maximum))
@@ -158,10 +158,6 @@ pub fn become_user(program: &Program, setgroups: bool, tie: Tie, old_umask: Mode
     if program.no_new_privileges {
         set_no_new_privs(true).context("process.noNewPrivileges")?;
     }
-    if tie == Tie::Parent {
-        // The change of user took it away.
-        set_parent_process_death_signal(Some(Signal::KILL)).context("prctl(PR_SET_PDEATHSIG)")?;
-    }
     umask(program.user.umask.map_or(old_umask, Mode::from_raw_mode));
     let mut env = program.env.clone();
     if program.needs_home {
@@ -180,7 +176,7 @@ pub struct Ready {
 
 /// Executes it. Returns only with an error.
 pub fn execute(program: &Program, ready: &Ready) -> anyhow::Error {
-    sys::default_sigpipe();
+    sys::default_signals();
     if let Err(e) = nix::sys::signal::SigSet::empty().thread_set_mask() {
         return anyhow::Error::from(e).context("signal mask");
     }

@@ -122,8 +122,9 @@ fn run(words: &[&str], stdin: &str, terminal: bool) -> Ending {
         command.args(["-qefc", &line.join(" "), "/dev/null"]);
         command
     } else {
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]);
+        // crun passes on that SIGQUIT is ignored, as under nohup; sheep-ns does not, and has a test of its own for it.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP,INT,QUIT").args(words);
         command
     };
     let mut child =
