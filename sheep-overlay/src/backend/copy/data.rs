@@ -1,9 +1,9 @@
-//! The content of a regular file: shared with the lower where the file system can (reflink), else copied, holes kept.
+//! The content of a regular file: shared with the lower where the file system can, else copied, holes kept.
 
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{SeekFrom, Stat, fstat, ftruncate, ioctl_ficlone, seek};
+use rustix::fs::{SeekFrom, Stat, copy_file_range, fstat, ftruncate, ioctl_ficlone, seek};
 use rustix::io::{Errno, pread, pwrite};
 
 use super::interruptible;
@@ -11,9 +11,37 @@ use super::interruptible;
 /// How much is read at a time: it stays in the processor's cache between the read and the write.
 pub(super) const PIECE: usize = 256 << 10;
 
-/// Which file systems share content with the destination's, by device number: found out once, by trying.
+/// How content gets from one file system to the other, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Shared (FICLONE).
+    Reflink,
+    /// By the kernel, copied once (copy_file_range).
+    InKernel,
+    /// Read and written, copied twice.
+    ThroughBuffer,
+}
+
+/// The best way from each device to the destination's: found out once, by trying.
 #[derive(Default)]
-pub(super) struct Reflinks(Vec<(u64, bool)>);
+pub(super) struct Ways(Vec<(u64, Way)>);
+
+impl Ways {
+    fn from(&self, device: u64) -> Way {
+        self.0.iter().find(|(known, _)| *known == device).map_or(Way::Reflink, |(_, way)| *way)
+    }
+
+    /// A better way was refused for good.
+    fn set(&mut self, device: u64, way: Way) {
+        self.0.retain(|(known, _)| *known != device);
+        self.0.push((device, way));
+    }
+}
+
+/// Whether a way is refused for any file of these file systems.
+fn is_for_good(error: Errno) -> bool {
+    matches!(error, Errno::NOTSUP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS)
+}
 
 /// A file on its way: descriptors, the source's attributes, and what to call either end in a message.
 pub(super) struct Content<'a, S: Fn() -> String, D: Fn() -> String> {
@@ -26,19 +54,19 @@ pub(super) struct Content<'a, S: Fn() -> String, D: Fn() -> String> {
 
 impl<S: Fn() -> String, D: Fn() -> String> Content<'_, S, D> {
     /// Copies all of it; true where it is shared. The destination is empty before.
-    pub(super) fn copy(&self, reflinks: &mut Reflinks, buffer: &mut [u8]) -> Result<bool> {
+    pub(super) fn copy(&self, ways: &mut Ways, buffer: &mut [u8]) -> Result<bool> {
         let size = self.stat.st_size as u64;
         if size == 0 {
             return Ok(false);
         }
-        if self.reflink(reflinks)? {
+        if ways.from(self.stat.st_dev) == Way::Reflink && self.reflink(ways)? {
             return Ok(true);
         }
         // Fewer blocks than bytes: there are holes (or the file system compresses, and says that there are none).
         if (self.stat.st_blocks as u64) * 512 < size {
-            self.copy_around_holes(size, buffer)?;
+            self.copy_around_holes(size, ways, buffer)?;
         } else {
-            self.copy_range(0, size, buffer)?;
+            self.copy_range(0, size, ways, buffer)?;
         }
         if size >= PIECE as u64 {
             let now = fstat(self.from).with_context(&self.from_name)?;
@@ -50,32 +78,24 @@ impl<S: Fn() -> String, D: Fn() -> String> Content<'_, S, D> {
         Ok(false)
     }
 
-    fn reflink(&self, reflinks: &mut Reflinks) -> Result<bool> {
-        let device = self.stat.st_dev;
-        let known = reflinks.0.iter().position(|(known, _)| *known == device);
-        if known.is_some_and(|at| !reflinks.0[at].1) {
-            return Ok(false);
-        }
+    fn reflink(&self, ways: &mut Ways) -> Result<bool> {
         loop {
-            let shares = match ioctl_ficlone(self.to, self.from) {
-                Ok(()) => true,
-                Err(Errno::INTR) => {
-                    interruptible()?;
-                    continue;
-                }
-                Err(Errno::NOTSUP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) => false,
+            match ioctl_ficlone(self.to, self.from) {
+                Ok(()) => return Ok(true),
+                Err(Errno::INTR) => interruptible()?,
                 Err(e @ (Errno::NOSPC | Errno::DQUOT)) => return Err(e).with_context(&self.to_name),
-                // This file cannot be shared (a swap file, another kind of allocation); others may.
-                Err(_) => return Ok(false),
-            };
-            if known.is_none() {
-                reflinks.0.push((device, shares));
+                Err(e) => {
+                    // Or only this file cannot be shared (a swap file, another kind of allocation).
+                    if is_for_good(e) {
+                        ways.set(self.stat.st_dev, Way::InKernel);
+                    }
+                    return Ok(false);
+                }
             }
-            return Ok(shares);
         }
     }
 
-    fn copy_around_holes(&self, size: u64, buffer: &mut [u8]) -> Result<()> {
+    fn copy_around_holes(&self, size: u64, ways: &mut Ways, buffer: &mut [u8]) -> Result<()> {
         let mut at = 0;
         while at < size {
             let data = match seek(self.from, SeekFrom::Data(at)) {
@@ -83,18 +103,21 @@ impl<S: Fn() -> String, D: Fn() -> String> Content<'_, S, D> {
                 // Nothing but a hole to the end.
                 Err(Errno::NXIO) => break,
                 // A file system that cannot tell.
-                Err(Errno::INVAL) => return self.copy_range(at, size, buffer),
+                Err(Errno::INVAL) => return self.copy_range(at, size, ways, buffer),
                 Err(e) => return Err(e).with_context(&self.from_name),
             };
             let hole = seek(self.from, SeekFrom::Hole(data)).with_context(&self.from_name)?.min(size);
-            self.copy_range(data, hole, buffer)?;
+            self.copy_range(data, hole, ways, buffer)?;
             at = hole;
         }
         ftruncate(self.to, size).with_context(&self.to_name)
     }
 
-    fn copy_range(&self, start: u64, end: u64, buffer: &mut [u8]) -> Result<()> {
+    fn copy_range(&self, start: u64, end: u64, ways: &mut Ways, buffer: &mut [u8]) -> Result<()> {
         let mut at = start;
+        if ways.from(self.stat.st_dev) != Way::ThroughBuffer {
+            at = self.copy_in_kernel(start, end, ways)?;
+        }
         while at < end {
             interruptible()?;
             let wanted = buffer.len().min((end - at) as usize);
@@ -115,5 +138,30 @@ impl<S: Fn() -> String, D: Fn() -> String> Content<'_, S, D> {
             at += read as u64;
         }
         Ok(())
+    }
+
+    /// Copies as far as the kernel does it alone, and gives where it stopped.
+    fn copy_in_kernel(&self, start: u64, end: u64, ways: &mut Ways) -> Result<u64> {
+        let mut at = start;
+        while at < end {
+            interruptible()?;
+            // A big file can be interrupted.
+            let wanted = (end - at).min(16 << 20) as usize;
+            match copy_file_range(self.from, Some(&mut { at }), self.to, Some(&mut { at }), wanted) {
+                // Reading tells whether the file became shorter, or the file system only says so.
+                Ok(0) => break,
+                Ok(copied) => at += copied as u64,
+                Err(Errno::INTR) => {}
+                Err(e @ (Errno::NOSPC | Errno::DQUOT)) => return Err(e).with_context(&self.to_name),
+                Err(e) => {
+                    if is_for_good(e) {
+                        ways.set(self.stat.st_dev, Way::ThroughBuffer);
+                    }
+                    // Whatever else it is, reading and writing will name it, and the file.
+                    break;
+                }
+            }
+        }
+        Ok(at)
     }
 }

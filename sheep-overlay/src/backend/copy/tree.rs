@@ -15,7 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::data::{Content, PIECE, Reflinks};
+use super::data::{Content, PIECE, Ways};
 use super::links::{Claim, Key};
 use super::{Job, interruptible, note};
 use crate::inode::{Inode, xattr_names};
@@ -48,7 +48,7 @@ pub(super) struct Worker<'a> {
     content: Vec<u8>,
     xattrs: Vec<u8>,
     listing: Vec<MaybeUninit<u8>>,
-    reflinks: Reflinks,
+    ways: Ways,
 }
 
 impl<'a> Worker<'a> {
@@ -58,7 +58,7 @@ impl<'a> Worker<'a> {
             content: vec![0; PIECE],
             xattrs: Vec::new(),
             listing: vec![MaybeUninit::uninit(); 32 << 10],
-            reflinks: Reflinks::default(),
+            ways: Ways::default(),
         }
     }
 
@@ -153,7 +153,7 @@ impl<'a> Worker<'a> {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let to = openat(&dir.pair.real, &entry.name, flags, Mode::from_raw_mode(mode)).with_context(to_name)?;
             let content = Content { from: &from, to: &to, stat: &stat, from_name, to_name };
-            if content.copy(&mut worker.reflinks, &mut worker.content)? {
+            if content.copy(&mut worker.ways, &mut worker.content)? {
                 worker.job.reflinked.store(true, Ordering::Relaxed);
             }
             let to = Inode::Open(to.as_fd());
