@@ -15,8 +15,21 @@ fn main() -> ExitCode {
         exit::warn("sheep-ns", &format!("{error:#}"));
         return ExitCode::from(exit::code(&error, true));
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody is left to tell when the output is gone.
+            let _ = error.print();
+            let failed = error.exit_code() != 0;
+            // 2 could be the program's own code, where a program was to be run.
+            return ExitCode::from(if failed && runs { 125 } else { u8::from(failed) * 2 });
+        }
+    };
     let (global, verb) = (cli.global.clone(), verb(&cli.verb));
+    if global.debug {
+        let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        log::write(global.log.as_deref(), global.log_format, "debug", &words.join(" "));
+    }
     match sheep_ns::run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,

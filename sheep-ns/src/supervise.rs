@@ -175,8 +175,11 @@ fn forward(
 }
 
 /// Whether the kernel drops this signal for want of a handler: the process is the first of its pid namespace, and
-/// neither catches nor ignores nor blocks it.
+/// neither catches nor ignores nor blocks it. On its way to its program it blocks what it will not block there.
 fn is_dropped(child: &Child, signal: Signal) -> bool {
+    if !child.is_executed() {
+        return true;
+    }
     let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", child.pid.as_raw_nonzero())) else {
         return false;
     };

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
 use rustix::process::geteuid;
 
-use super::{absolute, manager, state_root, write_pid_file};
+use super::{absolute, log_unknown_caps, manager, state_root, write_pid_file};
 use crate::cgroup::Cgroup;
 use crate::cli::{Bundle, Create, Global};
 use crate::exit;
@@ -62,6 +62,7 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
     let (config, bytes) = read_config(&config_file)?;
     env::set_current_dir(&bundle).with_context(|| format!("bundle {}", bundle.display()))?;
     let plan = Plan::new(&config, args.preserve_fds)?;
+    log_unknown_caps(global, &plan.program);
     let console = connect_console(&plan, console.as_deref(), life)?;
 
     let dir = root.claim(&args.id)?;

@@ -18,6 +18,8 @@ use rustix::process::Pid;
 
 use crate::cgroup::Manager;
 use crate::cli::{CgroupManager, Global};
+use crate::init::program::Program;
+use crate::log;
 use crate::state::{StateRoot, write_atomic};
 
 /// The state directory a command line means.
@@ -29,6 +31,14 @@ fn manager(global: &Global) -> Manager {
     match global.cgroup_manager {
         CgroupManager::Cgroupfs => Manager::Cgroupfs,
         CgroupManager::Disabled => Manager::Disabled,
+    }
+}
+
+/// Puts into the log what of the config is not there on this host, and is no error either.
+fn log_unknown_caps(global: &Global, program: &Program) {
+    for name in program.unknown_caps() {
+        let message = format!("process.capabilities: {name} is not known here, and not given");
+        log::write(global.log.as_deref(), global.log_format, "warning", &message);
     }
 }
 

@@ -17,7 +17,7 @@ use rustix::process::{
 
 use super::channel::{Channel, Message};
 use super::plan::{Plan, flag};
-use super::program::{self, Tie, become_user, execute};
+use super::program::{self, become_user, execute};
 use crate::oci::NamespaceKind;
 use crate::rootfs::{self, dev};
 use crate::sys;
@@ -35,6 +35,15 @@ pub enum Begin {
     OnRecord,
     /// When, after that, somebody connects to this socket (`start`).
     OnStart(OwnedFd),
+}
+
+/// Whether the process dies with its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tie {
+    /// It does.
+    Parent,
+    /// It does not.
+    Nobody,
 }
 
 /// Does it all. `cgroup`: the process was cloned into a control group of its own.
@@ -90,7 +99,8 @@ fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result
         keep.push(program::raw(listener));
     }
     let setgroups = !plan.maps.as_ref().is_some_and(|maps| maps.denies_setgroups());
-    let ready = become_user(&plan.program, setgroups, Tie::Parent, old_umask, &mut keep)?;
+    let ready = become_user(&plan.program, setgroups, old_umask, &mut keep)?;
+    die_with_parent(channel)?;
     match begin {
         Begin::Now => {}
         Begin::OnRecordTied => on_record(channel, Tie::Parent)?,

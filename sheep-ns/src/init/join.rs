@@ -8,10 +8,10 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid, umask};
 
 use super::channel::{self, Channel, Message};
-use super::child::{Begin, die_with_parent, on_record};
+use super::child::{Begin, Tie, die_with_parent, on_record};
 use super::parent::Child;
 use super::plan::flag;
-use super::program::{self, Program, Tie, become_user, execute};
+use super::program::{self, Program, become_user, execute};
 use crate::oci::{self, NamespaceKind};
 use crate::rootfs::dev;
 use crate::sys::{self, Side};
@@ -72,7 +72,8 @@ fn way(join: &Join, channel: &Channel, begin: &Begin) -> Result<Infallible> {
         channel.send(&Message::Terminal(master))?;
         tty::take_as_stdio(slave, join.program.uid())?;
     }
-    let ready = become_user(&join.program, join.setgroups, Tie::Parent, old_umask, &mut [program::raw(channel)])?;
+    let ready = become_user(&join.program, join.setgroups, old_umask, &mut [program::raw(channel)])?;
+    die_with_parent(channel)?;
     if matches!(begin, Begin::OnRecord) {
         on_record(channel, Tie::Nobody)?;
     }

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
@@ -127,6 +128,13 @@ impl Child {
             Message::Failed(error) => Err(error),
             other => bail!("unexpected {other:?}"),
         }
+    }
+
+    /// Whether it has executed its program, or has ended.
+    pub fn is_executed(&self) -> bool {
+        let mut fds = [PollFd::new(&self.channel, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok() && fds.iter().any(|fd| fd.revents().contains(PollFlags::HUP))
     }
 
     /// The error a child left that has ended; `None`: its program was executed.

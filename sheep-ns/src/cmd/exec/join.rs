@@ -10,7 +10,7 @@ use rustix::process::geteuid;
 use crate::cgroup::Cgroup;
 use crate::cli::{Exec, Global};
 use crate::cmd::create::connect;
-use crate::cmd::{absolute, state_root, write_pid_file};
+use crate::cmd::{absolute, log_unknown_caps, state_root, write_pid_file};
 use crate::exit;
 use crate::init::Child;
 use crate::init::channel::send_fd;
@@ -27,6 +27,7 @@ use crate::supervise::{self, Signals, Unhandled};
 pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     refuse_flags_of_once(args)?;
     let (id, command) = match args.args.split_first() {
+        Some((id, [dashes, command @ ..])) if dashes == "--" => (id.to_string_lossy(), command),
         Some((id, command)) => (id.to_string_lossy(), command),
         None => return Err(exit::usage("give --rootfs DIR, --from DOCUMENT, or a container's id")),
     };
@@ -55,6 +56,7 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
         program: Program::new(&wanted, args.preserve_fds)?,
         pidfd,
     };
+    log_unknown_caps(global, &join.program);
     let console = match (absolute(args.console_socket.as_deref())?, join.terminal.is_some()) {
         (Some(path), true) => Some(connect(&path)?),
         (Some(_), false) => return Err(exit::usage("--console-socket: the process has no terminal")),
