@@ -121,7 +121,7 @@ pub struct Exec {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
     /// The command; without --rootfs and --from, the container's id before it
-    #[arg(value_name = "[ID] COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "[ID] COMMAND", trailing_var_arg = true)]
     pub args: Vec<OsString>,
 }
 
@@ -132,7 +132,7 @@ pub struct Spec {
     #[command(flatten)]
     pub spec: SpecFlags,
     /// The command; without one, the image's
-    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
     pub args: Vec<OsString>,
 }
 
@@ -241,8 +241,32 @@ pub fn command() -> clap::Command {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn the_definition_is_sound() {
-        super::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn flags_behind_the_command_are_the_commands() {
+        let args = |line: &str| match Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb) {
+            Ok(Verb::Exec(exec)) => {
+                Ok(exec.args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" "))
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error),
+        };
+        let table = [
+            ("sheep-ns exec --rootfs r -t -- ls -l --root x -- y", "ls -l --root x -- y"),
+            ("sheep-ns exec --rootfs r ls -l --log x", "ls -l --log x"),
+            ("sheep-ns exec --rootfs r -- -odd", "-odd"),
+            ("sheep-ns exec -u 1 c1 ls -u --tty", "c1 ls -u --tty"),
+        ];
+        for (line, want) in table {
+            assert_eq!(args(line).unwrap(), want, "{line}");
+        }
+        assert!(args("sheep-ns exec --bogus c1 ls").is_err());
+        assert!(args("sheep-ns exec --rootfs r --bogus ls").is_err());
     }
 }

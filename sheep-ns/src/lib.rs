@@ -12,6 +12,7 @@ pub mod exit;
 pub mod init;
 pub mod log;
 pub mod oci;
+pub mod process;
 pub mod protect;
 pub mod refuse;
 pub mod rootfs;

@@ -18,7 +18,8 @@ use crate::init::child::Begin;
 use crate::init::{self, Child, Plan};
 use crate::log;
 use crate::oci::{self, NamespaceKind};
-use crate::state::{Locked, Process, Record, check_id, read_config};
+use crate::process::Process;
+use crate::state::{Locked, Record, check_id, read_config};
 
 /// `create`
 pub fn run(global: &Global, args: Create) -> Result<u8> {
