@@ -58,6 +58,12 @@ impl Home {
         self.states.join(id).symlink_metadata().is_ok()
     }
 
+    /// Whether there is anything of an overlay with this id, be it half made: saves a process where there is not.
+    pub fn has_overlay(&self, id: &str) -> bool {
+        let names = fs::read_dir(self.data.overlays()).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.into_iter().any(|name| name.to_string_lossy().ends_with(id))
+    }
+
     /// Taken while a container's directory and first record are made, and its name compared with all others.
     pub fn lock_names(&self) -> Result<Lock> {
         Lock::exclusive(&self.data.path().join("containers.lock"))

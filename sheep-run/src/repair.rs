@@ -84,11 +84,12 @@ fn forget_state(home: &Home, id: &str) -> Result<()> {
 }
 
 fn unmount(home: &Home, id: &str, keep: bool) -> Result<()> {
-    if home.data.overlays().join(id).symlink_metadata().is_err() {
+    if !home.has_overlay(id) {
         return Ok(());
     }
     match tool::settle(&steps::umount(home, id, keep)) {
-        Err(error) if tool::code_of(&error) == Some(3) => Ok(()),
+        // Killed half-way: any command of sheep-overlay clears such things away.
+        Err(error) if tool::code_of(&error) == Some(3) => tool::settle(&steps::overlays(home)).map(|_| ()),
         result => result.map(|_| ()),
     }
 }

@@ -123,6 +123,11 @@ pub fn umount(home: &Home, id: &str, keep: bool) -> Step {
     step
 }
 
+/// Lists the overlays.
+pub fn overlays(home: &Home) -> Step {
+    with_root(OVERLAY, home.data.path(), ["ls", "--json"])
+}
+
 /// Makes config.json from the document.
 pub fn spec(plan: &Plan, id: &str) -> Step {
     let mut step = Step::new(NS, ["spec", "--from", "-"]);

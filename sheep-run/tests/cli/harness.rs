@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -96,8 +96,9 @@ impl World {
 
     /// Starts a shell script in a process group of its own and does not wait.
     pub fn start(&self, script: &str) -> Child {
-        let mut command = Command::new("/bin/bash");
-        command.args(["-c", script]).current_dir(&self.dir).env_clear();
+        // A test run may be somebody's background job, with signals ignored; a shell cannot undo that itself.
+        let mut command = Command::new("/usr/bin/env");
+        command.args(["--default-signal", "/bin/bash", "-c", script]).current_dir(&self.dir).env_clear();
         command.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.dir.join("bin").display()));
         command.env("HOME", &self.dir).env("LC_ALL", "C.UTF-8");
         command.env("SHEEP_DATA_DIR", self.dir.join("data")).env("SHEEP_RUN_DIR", self.dir.join("run"));
@@ -215,6 +216,17 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within 20 s: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Waits for a child's end; a hang fails the test.
+#[track_caller]
+pub fn end_of(child: &mut Child) -> ExitStatus {
+    let mut status = None;
+    eventually("the command has ended", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
 }
 
 pub fn pid_of(child: &Child) -> Pid {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
 
-use crate::harness::{World, eventually, pid_of};
+use crate::harness::{World, end_of, eventually, pid_of};
 
 const PATIENT: &str = "trap \"echo got term; exit 5\" TERM; trap \"echo got int; exit 6\" INT; trap \"echo got usr1\" USR1; echo ready; while :; do sleep 0.02; done";
 
@@ -20,7 +20,7 @@ fn they_are_passed_on() {
             kill(pid_of(&child), Signal::SIGUSR1).unwrap();
             eventually("it got USR1", || world.sh("cat out").stdout == "ready\ngot usr1\n");
             kill(pid_of(&child), signal).unwrap();
-            assert_eq!(child.wait().unwrap().code(), Some(code));
+            assert_eq!(end_of(&mut child).code(), Some(code));
             world.sh(": >out").ok();
         }
     }
@@ -39,7 +39,7 @@ fn stop_and_exec_reach_it_from_elsewhere() {
         assert_eq!(world.sh("sheep-run exec f cat /proc/1/comm").ok(), "sh");
         world.sh("sheep-run rm f").fails(4, "running");
         world.sh("sheep-run stop f").ok();
-        assert_eq!(child.wait().unwrap().code(), Some(5));
+        assert_eq!(end_of(&mut child).code(), Some(5));
         world.sh("sheep-run rm -f f 2>/dev/null; : >out").ok();
         world.assert_nothing_left();
     }
@@ -56,7 +56,7 @@ fn an_interrupt_on_the_way_undoes_the_steps() {
         killpg(pid_of(&child), if n % 2 == 0 { Signal::SIGINT } else { Signal::SIGTERM }).unwrap();
         thread::sleep(Duration::from_millis(1));
         if flags == "-d" {
-            let status = child.wait().unwrap();
+            let status = end_of(&mut child);
             if status.code() == Some(0) {
                 world.sh("sheep-run rm -f i").ok();
             }
@@ -65,7 +65,7 @@ fn an_interrupt_on_the_way_undoes_the_steps() {
             let _ = kill(pid_of(&child), Signal::SIGTERM);
             thread::sleep(Duration::from_millis(30));
             world.sh("sheep-run rm -f i");
-            let status = child.wait().unwrap();
+            let status = end_of(&mut child);
             assert!(status.code().is_some() || status.signal().is_some());
             world.sh("sheep-run rm -f i");
         }
