@@ -141,22 +141,32 @@ pub fn repair_locked(home: &Home, dir: &Path, lock: &File) -> Result<()> {
 /// The record of a container as it is in reality. `None` when it is gone. Does not wait: where another command is at
 /// work on the container, the record is shown as it stands.
 pub fn view(home: &Home, dir: &Path) -> Result<Option<Record>> {
-    if matches!(locks::supervision(dir)?, Supervision::Abandoned)
-        && let Some(lock) = locks::try_lock(dir)
-        && let Err(error) = repair_locked(home, dir, &lock)
-    {
+    let mut repaired = try_repair(home, dir);
+    let mut record = Record::load(dir)?;
+    if has_died(home, dir, record.as_ref())? {
+        // It ended after that look at it; or its end cannot be put on record, for want of room perhaps.
+        repaired = try_repair(home, dir);
+        record = Record::load(dir)?;
+        if let Some(Record { container, .. }) = record.as_mut().filter(|record| record.container.is_running()) {
+            (container.status, container.pid) = (Status::Stopped, None);
+        }
+    }
+    if let Err(error) = repaired {
         exit::print_line(PROGRAM, &error.context(format!("repair {}", id_of(dir))));
     }
-    let mut record = Record::load(dir)?;
-    if let Some(Record { container, .. }) = &mut record
-        && container.is_running()
-        && matches!(locks::supervision(dir)?, Supervision::Abandoned)
-        && !is_alive(home, id_of(dir))?
-    {
-        // It could not be put on record, for want of room perhaps; that does not make it run.
-        (container.status, container.pid) = (Status::Stopped, None);
-    }
     Ok(record)
+}
+
+fn try_repair(home: &Home, dir: &Path) -> Result<()> {
+    match locks::supervision(dir)? {
+        Supervision::Abandoned => locks::try_lock(dir).map_or(Ok(()), |lock| repair_locked(home, dir, &lock)),
+        _ => Ok(()),
+    }
+}
+
+fn has_died(home: &Home, dir: &Path, record: Option<&Record>) -> Result<bool> {
+    let runs = record.is_some_and(|record| record.container.is_running());
+    Ok(runs && matches!(locks::supervision(dir)?, Supervision::Abandoned) && !is_alive(home, id_of(dir))?)
 }
 
 /// Finds a container by name and gives its record as it is in reality.
