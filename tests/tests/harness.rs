@@ -1,14 +1,12 @@
 //! A world of its own for each test: a data directory, a run directory and the four binaries on PATH, used through a
 //! shell as a person would use them, as root or as the throw-away user `sheeptest`.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,6 +47,7 @@ impl Outcome {
 pub struct World {
     /// The world's directory; also the working directory of its commands.
     pub dir: PathBuf,
+    bin: PathBuf,
     uid: u32,
     gid: u32,
 }
@@ -75,7 +74,17 @@ impl World {
         let dir = std::env::temp_dir().join(format!("sheep-e2e-{}-{number}", std::process::id()));
         fs::create_dir(&dir).expect("a world's directory");
         nix::unistd::chown(&dir, Some(uid.into()), Some(gid.into())).expect("chown");
-        World { dir, uid, gid }
+        let mut bin = built_dir();
+        if uid != 0 {
+            // The user may not be able to reach the directory that they were built in.
+            let reachable = dir.join("bin");
+            fs::create_dir(&reachable).expect("bin");
+            for program in PROGRAMS {
+                fs::copy(bin.join(program), reachable.join(program)).expect("copy");
+            }
+            bin = reachable;
+        }
+        World { dir, bin, uid, gid }
     }
 
     /// A world with the image `minimal` in it.
@@ -118,7 +127,7 @@ impl World {
     pub fn start(&self, script: &str) -> Child {
         let mut command = Command::new("/bin/bash");
         command.args(["-c", script]).current_dir(&self.dir).env_clear();
-        command.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", bin_dir().display()));
+        command.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.bin.display()));
         command.env("HOME", &self.dir).env("LC_ALL", "C.UTF-8").env("SCRIPTS", scripts_dir());
         command.env("SHEEP_DATA_DIR", self.data()).env("SHEEP_RUN_DIR", self.dir.join("run"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
@@ -184,24 +193,16 @@ pub fn scripts_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").join("scripts")
 }
 
-/// A directory with the four binaries that every user can reach.
-pub fn bin_dir() -> &'static Path {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| {
-        let from = std::env::var_os("SHEEP_BIN_DIR").map(PathBuf::from).unwrap_or_else(|| {
-            let test = std::env::current_exe().expect("this program's path");
-            test.ancestors().nth(2).expect("target/PROFILE").to_path_buf()
-        });
-        let to = std::env::temp_dir().join(format!("sheep-e2e-bin-{}", std::process::id()));
-        fs::create_dir_all(&to).expect("bin dir");
-        for program in PROGRAMS {
-            let source = from.join(program);
-            assert!(source.exists(), "{} is not built: run cargo build --workspace", source.display());
-            fs::copy(&source, to.join(program)).expect("copy");
-        }
-        fs::set_permissions(&to, Permissions::from_mode(0o755)).expect("chmod");
-        to
-    })
+/// Where cargo, or whoever set `$SHEEP_BIN_DIR`, put the four binaries.
+fn built_dir() -> PathBuf {
+    let dir = std::env::var_os("SHEEP_BIN_DIR").map(PathBuf::from).unwrap_or_else(|| {
+        let test = std::env::current_exe().expect("this program's path");
+        test.ancestors().nth(2).expect("target/PROFILE").to_path_buf()
+    });
+    for program in PROGRAMS {
+        assert!(dir.join(program).exists(), "{program} is not in {}: run cargo build --workspace", dir.display());
+    }
+    dir
 }
 
 /// Waits until `condition` holds; fails the test with `what` when it does not within twenty seconds.
