@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::exit;
 use crate::oci::{self, Name, State, Status};
 use crate::process::Process;
@@ -255,9 +255,17 @@ pub fn read_config(file: &Path) -> Result<(oci::Config, Vec<u8>)> {
 
 /// Removes what a creation that died has left: its process, its control group, its directory.
 fn clear(dir: &Path) -> Result<()> {
-    // A record that cannot be read names nothing that could be killed.
-    if let Ok(Some(record)) = read_json::<Record>(&dir.join(CREATING)) {
-        destroy(&record)?;
+    match read_json::<Record>(&dir.join(CREATING)) {
+        Ok(Some(record)) => destroy(&record)?,
+        // It died before it was on record: its control group, if there is one, is where the configuration puts it.
+        Ok(None) => {
+            let id = dir.file_name().unwrap_or_default().to_string_lossy();
+            if let Ok((config, _)) = read_config(&dir.join(CONFIG)) {
+                cgroup::remove_unused(&config.linux.unwrap_or_default(), &id)?;
+            }
+        }
+        // A record that cannot be read names nothing that could be killed.
+        Err(_) => {}
     }
     fs::remove_dir_all(dir).with_context(|| dir.display().to_string())
 }

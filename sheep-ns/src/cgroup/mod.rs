@@ -244,15 +244,7 @@ impl Cgroup {
     pub fn remove(&self) -> Result<()> {
         let Some(tree) = Tree::find()? else { return Ok(()) };
         let names = components(&self.path)?;
-        let Some((leaf, parents)) = names.split_last() else { return Ok(()) };
-        let mut parent = tree.root.try_clone().context("cgroup2")?;
-        for name in parents {
-            parent = match tree::open_dir(parent.as_fd(), name) {
-                Ok(dir) => dir,
-                Err(Errno::NOENT) => return Ok(()),
-                Err(errno) => return Err(errno).with_context(|| format!("control group {}", self.path)),
-            };
-        }
+        let Some((parent, leaf)) = parent_of(&tree, &names)? else { return Ok(()) };
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_micros(50);
         loop {
@@ -419,6 +411,35 @@ fn children(dir: BorrowedFd<'_>) -> Result<Vec<String>, Errno> {
         }
     }
     Ok(names)
+}
+
+/// The group that holds the one of this path, and that one's name. `None` where there is no such group.
+fn parent_of<'a>(tree: &Tree, names: &[&'a str]) -> Result<Option<(OwnedFd, &'a str)>> {
+    let Some((leaf, parents)) = names.split_last() else { return Ok(None) };
+    let mut parent = tree.root.try_clone().context("cgroup2")?;
+    for name in parents {
+        parent = match tree::open_dir(parent.as_fd(), name) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno).with_context(|| format!("control group /{}", names.join("/"))),
+        };
+    }
+    Ok(Some((parent, leaf)))
+}
+
+/// Removes the group that [`Cgroup::create`] would make, if it is there and empty: what a creation leaves that was killed
+/// before it was on record. A group with processes or groups in it is somebody's, and stays.
+pub fn remove_unused(linux: &oci::Linux, id: &str) -> Result<()> {
+    let Some(tree) = Tree::find()? else { return Ok(()) };
+    let path = group_path(linux.cgroups_path.as_deref(), id)?;
+    let names = components(&path)?;
+    let Some((parent, leaf)) = parent_of(&tree, &names)? else { return Ok(()) };
+    match unlinkat(&parent, leaf, AtFlags::REMOVEDIR) {
+        Ok(()) => remove_parent(&tree, &names),
+        Err(Errno::NOENT | Errno::BUSY | Errno::NOTEMPTY) => {}
+        Err(errno) => return Err(errno).with_context(|| format!("remove control group {path}")),
+    }
+    Ok(())
 }
 
 /// Calls `each` with the group and every group in it. Groups that vanish meanwhile are passed over.

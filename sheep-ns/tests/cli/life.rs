@@ -253,6 +253,25 @@ fn one_of_two_at_the_same_moment() {
 }
 
 #[test]
+fn a_control_group_that_was_never_on_record_goes_too() {
+    let world = World::new();
+    world.bundle("exec sleep 1000", |_| {});
+    // As `create` leaves it when it is killed right after it made the group: a configuration, a group, no record.
+    let id = format!("unrecorded-{}", std::process::id());
+    world.create(&id);
+    let group = groups(&id).pop().expect("a control group");
+    world.ok(&["delete", "--force", &id]);
+    let dir = world.dir.join("state").join(&id);
+    fs::create_dir(&dir).unwrap();
+    fs::copy(world.path("bundle/config.json"), dir.join("config.json")).unwrap();
+    // Its parent goes with the last group in it.
+    fs::create_dir_all(&group).unwrap();
+    world.ok(&["delete", "--force", &id]);
+    assert_eq!(world.leftovers(), [""; 0]);
+    assert!(!group.exists());
+}
+
+#[test]
 fn whoever_is_killed_leaves_nothing_that_stays() {
     let world = World::new();
     let mark = format!("sleep 66.{}", std::process::id());
