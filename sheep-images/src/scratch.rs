@@ -38,8 +38,9 @@ impl Scratch {
             let path = parent.join(format!("{PREFIX}{}", state::new_id()?));
             let make = || fs::DirBuilder::new().mode(0o700).create(&path);
             interrupt::make_dir(&path, make).with_context(|| path.display().to_string())?;
-            // Between making and locking, a process that clears up may have taken it for a leftover: then again.
-            if let Some(scratch) = Self::lock_existing(path.clone(), true)? {
+            // Between making and locking, a process that clears up may have taken it for a leftover: then again, and without
+            // a wait, for that process may be waiting for the store's lock, which we may hold. It deletes what it took.
+            if let Some(scratch) = Self::lock_existing(path.clone(), false)? {
                 return Ok(scratch);
             }
             interrupt::forget(&path);
