@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 
 use crate::doc::{self, Document, Overlay};
-use crate::record::{self, State};
+use crate::record::{self, Found, State};
 use crate::state::DataRoot;
 use crate::{PROGRAM, cli, exit};
 
@@ -42,15 +42,15 @@ pub fn run(root: &DataRoot, args: &cli::Ls) -> Result<()> {
 }
 
 fn read(root: &DataRoot, id: &str) -> Result<Option<(Overlay, State)>> {
-    let dir = record::dir(root, id);
-    let Some(overlay) = record::read(&dir)? else {
-        return match record::exists(root, id.as_ref()) && !record::is_unfinished(root, id) {
-            false => Ok(None),
-            true => Err(anyhow!(
+    let overlay = match record::look(root, id)? {
+        Found::Whole(overlay) => *overlay,
+        Found::Missing if record::exists(root, id.as_ref()) => {
+            return Err(anyhow!(
                 "{}: no overlay.json, perhaps lost with the power; its upper may hold changes, 'sheep-overlay umount {id}' deletes it",
-                dir.display()
-            )),
-        };
+                record::dir(root, id).display()
+            ));
+        }
+        Found::Missing | Found::Unfinished => return Ok(None),
     };
     let state = record::state(&overlay)?;
     Ok(Some((overlay, state)))

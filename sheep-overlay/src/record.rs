@@ -77,6 +77,33 @@ pub fn read(dir: &Path) -> Result<Option<Overlay>> {
     Ok(Some(overlay))
 }
 
+/// What stands in `overlay/` under an id.
+#[derive(Debug)]
+pub enum Found {
+    /// A whole overlay.
+    Whole(Box<Overlay>),
+    /// One that another process is making, or was making when it was killed.
+    Unfinished,
+    /// A directory without a record, or nothing.
+    Missing,
+}
+
+/// Looks an overlay up by its id, without a lock: others may make it and remove it meanwhile.
+pub fn look(root: &DataRoot, id: &str) -> Result<Found> {
+    let dir = dir(root, id);
+    // The record is written before the mark of an unfinished one goes. So where neither was there, in this order, it may
+    // have been finished in between, and then the second look finds it.
+    for _ in 0..2 {
+        if let Some(overlay) = read(&dir)? {
+            return Ok(Found::Whole(Box::new(overlay)));
+        }
+        if is_unfinished(root, id) {
+            return Ok(Found::Unfinished);
+        }
+    }
+    Ok(Found::Missing)
+}
+
 /// Sets the paths of an overlay to those in its directory.
 pub fn place(overlay: &mut Overlay, dir: &Path) {
     overlay.merged = DocPath(dir.join("merged"));
@@ -142,7 +169,7 @@ fn marker(root: &DataRoot, id: &str) -> PathBuf {
 }
 
 /// Whether an overlay is being made, or was when a process was killed.
-pub fn is_unfinished(root: &DataRoot, id: &str) -> bool {
+fn is_unfinished(root: &DataRoot, id: &str) -> bool {
     fs::symlink_metadata(marker(root, id)).is_ok()
 }
 

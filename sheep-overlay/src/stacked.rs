@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::doc::Overlay;
 use crate::lowers::Lower;
-use crate::record::{self, State};
+use crate::record::{self, Found, State};
 use crate::state::DataRoot;
 use crate::{exit, find};
 
@@ -56,10 +56,11 @@ pub fn user_of(root: &DataRoot, dir: &Path, mounted_only: bool) -> Result<Option
     };
     for name in names {
         let id = name.with_context(|| users.display().to_string())?.file_name().to_string_lossy().into_owned();
-        let counts = match record::read(&record::dir(root, &id))? {
-            Some(user) => uses(&user, dir) && !(mounted_only && record::state(&user)? != State::Mounted),
-            // It is being made, or the name is left from one that is gone.
-            None => record::is_unfinished(root, &id),
+        let counts = match record::look(root, &id)? {
+            Found::Whole(user) => uses(&user, dir) && !(mounted_only && record::state(&user)? != State::Mounted),
+            Found::Unfinished => true,
+            // The name is left from one that is gone.
+            Found::Missing => false,
         };
         if counts {
             return Ok(Some(id));
