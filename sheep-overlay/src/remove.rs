@@ -114,7 +114,11 @@ impl<'a> Tree<'a> {
         self.or_where(rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0)))?;
         let mut entries = RawDir::new(dir, &mut buffer);
         while let Some(entry) = entries.next() {
-            let entry = self.or_where(entry)?;
+            let entry = match entry {
+                // The directory itself is gone: another process was quicker.
+                Err(Errno::NOENT) => return Ok(()),
+                entry => self.or_where(entry)?,
+            };
             let name = entry.file_name();
             if name == c"." || name == c".." {
                 continue;
