@@ -44,11 +44,6 @@ impl Codec {
         }
     }
 
-    /// Whether an archive so compressed can be stored as it is: OCI knows plain, gzip and zstd layers.
-    pub fn is_oci(self) -> bool {
-        matches!(self, Codec::Plain | Codec::Gzip | Codec::Zstd)
-    }
-
     /// The end of the OCI media type of a layer so compressed.
     pub fn media_suffix(self) -> &'static str {
         match self {
