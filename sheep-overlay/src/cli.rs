@@ -32,6 +32,18 @@ pub enum Verb {
     Inspect(Inspect),
     /// List what changed against the lowers: 'A /new', 'M /modified', 'D /deleted'
     Diff(Diff),
+    /// Say which layer supplies a path, and what hides it
+    Why(Why),
+    /// Say how much disk the changes take
+    Du(Du),
+    /// Run a command in an overlay: the overlay is seen in the place of its lower
+    Exec(Exec),
+    /// Start a shell in an overlay, as 'exec' does
+    Enter(Enter),
+    /// Delete what killed commands and restarts left behind
+    Gc(Gc),
+    /// Try every backend here, and say what works, why not, and what to do
+    Doctor(Doctor),
 }
 
 /// `mount`
@@ -51,12 +63,33 @@ pub struct Mount {
     /// How the merged view is made [default: auto]
     #[arg(long, value_name = "BACKEND", value_enum)]
     pub backend: Option<BackendChoice>,
+    /// Make it visible to every process, also without being root (by fuse-overlayfs)
+    #[arg(long)]
+    pub visible: bool,
     /// Refuse writes in the merged view
     #[arg(long)]
     pub read_only: bool,
     /// Never sync the changes: faster, and lost if the machine goes down
-    #[arg(long)]
+    #[arg(long, visible_alias = "scratch")]
     pub volatile: bool,
+    /// Keep the changes in memory, SIZE of it at most (512m, 2g) [default size: half the memory]
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true)]
+    pub tmpfs: Option<Option<String>>,
+    /// Let the changes take SIZE of disk at most (512m, 2g); needs a file system with project quotas
+    #[arg(long, value_name = "SIZE", conflicts_with = "tmpfs")]
+    pub size: Option<String>,
+    /// Show the merged view in DIR, which may be the lower itself
+    #[arg(long, value_name = "DIR")]
+    pub at: Option<PathBuf>,
+    /// Leave PATH out of the view (from its top; may be given several times)
+    #[arg(long, value_name = "PATH")]
+    pub hide: Vec<PathBuf>,
+    /// Show the lowers' owners by a map, as in mount(8): [b:|u:|g:]ON-DISK:SHOWN:COUNT
+    #[arg(long, value_name = "MAP")]
+    pub idmap: Option<String>,
+    /// Leave out what is mounted below a lower: an empty directory is seen in its place
+    #[arg(long)]
+    pub no_recursive: bool,
     /// Print one field (merged, id, upper, ...) instead of the document
     #[arg(long, value_name = "FIELD")]
     pub print: Option<String>,
@@ -67,8 +100,14 @@ pub struct Mount {
 pub enum BackendChoice {
     /// OverlayFS; where it cannot be had, a copy
     Auto,
-    /// OverlayFS or nothing
+    /// OverlayFS or nothing; for an ordinary user in a user namespace
     Kernel,
+    /// fuse-overlayfs
+    Fuse,
+    /// A snapshot of a btrfs subvolume
+    Btrfs,
+    /// A copy that shares all content with the lower (reflink)
+    Reflink,
     /// A faithful copy
     Copy,
 }
@@ -85,6 +124,9 @@ pub struct Umount {
     /// Keep the changes, and print the document of what is kept; 'mount --id ID' takes them up again
     #[arg(long)]
     pub keep: bool,
+    /// Do not wait for its users: it is out of sight at once, and deleted by 'gc' when the last of them is gone
+    #[arg(long)]
+    pub lazy: bool,
 }
 
 /// `ls`
@@ -119,6 +161,95 @@ pub struct Diff {
     #[arg(long, value_name = "FILE", conflicts_with = "overlay")]
     pub from: Option<OsString>,
     /// Print a JSON document a line instead of 'A /path' lines
+    #[arg(long, group = "form")]
+    pub json: bool,
+    /// Print what was changed and by how many bytes, and the sums
+    #[arg(long, group = "form")]
+    pub stat: bool,
+    /// Print the paths alone
+    #[arg(long, group = "form")]
+    pub name_only: bool,
+    /// End each path with a NUL and escape nothing (with --name-only)
+    #[arg(short = 'z', long = "null", requires = "name_only")]
+    pub null: bool,
+    /// Print a unified diff of text files, as 'git apply' takes it
+    #[arg(long, group = "form")]
+    pub patch: bool,
+}
+
+/// `why`
+#[derive(Debug, Args)]
+pub struct Why {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
+    #[arg(value_name = "ID")]
+    pub overlay: OsString,
+    /// The path, from the merged directory on
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    /// Print a JSON document instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `du`
+#[derive(Debug, Args)]
+pub struct Du {
+    /// Overlays: ids, unique prefixes of ids, or paths in the merged directory; '-' reads documents from stdin
+    #[arg(value_name = "ID|PATH", required_unless_present = "from")]
+    pub overlays: Vec<OsString>,
+    /// Read the documents from FILE ('-' is stdin)
+    #[arg(long, value_name = "FILE", conflicts_with = "overlays")]
+    pub from: Option<OsString>,
+    /// Print a document a line instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `exec`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The overlay is seen in the place of its lower, and the working directory is kept where it is in \
+it; else it is the top of the merged view. Exit code: that of the command, 125 for an error of our own, 126 where it cannot be \
+executed, 127 where it is not found."
+)]
+pub struct Exec {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
+    #[arg(value_name = "ID")]
+    pub overlay: OsString,
+    /// Start in DIR
+    #[arg(short = 'C', long, value_name = "DIR")]
+    pub chdir: Option<PathBuf>,
+    /// The command and its arguments
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+}
+
+/// `enter`
+#[derive(Debug, Args)]
+pub struct Enter {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
+    #[arg(value_name = "ID")]
+    pub overlay: OsString,
+    /// Start in DIR
+    #[arg(short = 'C', long, value_name = "DIR")]
+    pub chdir: Option<PathBuf>,
+}
+
+/// `gc`
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// Also delete stale overlays with their changes: those that a restart or a kill unmounted
+    #[arg(long)]
+    pub stale: bool,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print a JSON document a line instead of a table
     #[arg(long)]
     pub json: bool,
 }

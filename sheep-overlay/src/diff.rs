@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
+use crate::cli;
 use crate::doc::{Overlay, name_to_json, write_out};
 
 /// One changed path.
@@ -74,10 +75,10 @@ pub fn changes(overlay: &Overlay) -> Result<Vec<Change>> {
 }
 
 /// Prints the changes: `A /path` lines, or with `json` a document a line: `{"path": "/path", "change": "added"}`.
-pub fn run(overlay: &Overlay, json: bool) -> Result<()> {
+pub fn run(overlay: &Overlay, args: &cli::Diff) -> Result<()> {
     let mut out = String::new();
     for Change { path, kind } in changes(overlay)? {
-        if json {
+        if args.json {
             out.push_str(&json!({"path": name_to_json(path.as_os_str()), "change": kind.name()}).to_string());
         } else {
             out.push(kind.letter());

@@ -138,6 +138,130 @@ pub struct Overlay {
     pub boot_id: Option<String>,
     /// When the overlay was made, RFC 3339 UTC.
     pub created: String,
+    /// A layer of Sheep's own between the lowers and the upper: whiteouts over what is hidden, copies of files that are
+    /// mounted in a lower.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cover: Option<DocPath>,
+    /// The mounts below the lower, each with a part of its own in the merged view; parents first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// What `--hide` takes out of the view, from the merged directory on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hide: Vec<DocPath>,
+    /// Whether the marks in the upper are `user.overlay.*` (a mount with `userxattr`) and not `trusted.overlay.*`. A mount
+    /// that reads the other ones would show what was deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub user_xattrs: bool,
+    /// The user namespace that the overlay is mounted in; absent where an ordinary mount was had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_namespace: Option<UserNamespace>,
+    /// The process that keeps the namespaces; only while they are there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Holder>,
+    /// The changes are in memory, and end with the mount: the size of their tmpfs in bytes, 0 for the kernel's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tmpfs: Option<u64>,
+    /// How many bytes the changes may take, by a project quota.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// How the owners of the lowers are shown, as `--idmap` was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idmap: Option<String>,
+    /// It was unmounted lazily, and may be in use still: nothing is deleted until it is not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lazy: bool,
+}
+
+impl Overlay {
+    /// An overlay in the directory `dir`, on nothing yet: writable, by the kernel, not mounted, made now.
+    pub fn new(id: &str, dir: &Path) -> Self {
+        Overlay {
+            id: id.to_owned(),
+            merged: dir.join("merged").into(),
+            lower: Vec::new(),
+            upper: dir.join("upper").into(),
+            work: dir.join("work").into(),
+            backend: Backend::Kernel,
+            backend_reason: String::new(),
+            read_only: false,
+            volatile: false,
+            mount_id: None,
+            boot_id: None,
+            created: crate::state::now(),
+            cover: None,
+            mounts: Vec::new(),
+            hide: Vec::new(),
+            user_xattrs: false,
+            user_namespace: None,
+            holder: None,
+            tmpfs: None,
+            size: None,
+            idmap: None,
+            lazy: false,
+        }
+    }
+}
+
+/// A mount below a lower, as a part of the merged view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Mount {
+    /// Where it is, from the merged directory on; begins with `/`.
+    pub path: DocPath,
+    /// How it is part of the view.
+    pub how: How,
+    /// What it shows: the lowers of an overlay, bottom first, or the one directory that is bound.
+    pub lower: Vec<DocPath>,
+    /// Where its changes go; only of an overlay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upper: Option<DocPath>,
+    /// The kernel's scratch space; only of an overlay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<DocPath>,
+    /// As `cover` of the whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cover: Option<DocPath>,
+    /// Why it is not an overlay, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How a mount below a lower is part of the merged view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum How {
+    /// By an overlay of its own.
+    Overlay,
+    /// Bound as it is: proc, sys, dev, and what else is the kernel's own.
+    Bind,
+    /// Bound, and read-only: OverlayFS does not take it.
+    ReadOnly,
+}
+
+/// A user namespace, by its maps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct UserNamespace {
+    /// Ranges of user ids: the first inside, the first outside, how many.
+    pub uids: Vec<[u32; 3]>,
+    /// The same of group ids.
+    pub gids: Vec<[u32; 3]>,
+}
+
+/// The process that keeps the namespaces of an overlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Holder {
+    /// Its process id.
+    pub pid: u32,
+    /// The inode number of its user namespace.
+    pub user_namespace: u64,
+    /// The inode number of its mount namespace.
+    pub mount_namespace: u64,
 }
 
 /// How a merged view is made.
@@ -147,6 +271,10 @@ pub struct Overlay {
 pub enum Backend {
     /// OverlayFS, mounted by us.
     Kernel,
+    /// fuse-overlayfs, an OverlayFS in a process: slower, and seen by every process without being root.
+    Fuse,
+    /// A snapshot of the lower, which is a btrfs subvolume.
+    Btrfs,
     /// A faithful copy of the lowers; reflinked where the file system can.
     Copy,
 }
@@ -156,6 +284,8 @@ impl Backend {
     pub fn name(self) -> &'static str {
         match self {
             Backend::Kernel => "kernel",
+            Backend::Fuse => "fuse",
+            Backend::Btrfs => "btrfs",
             Backend::Copy => "copy",
         }
     }

@@ -21,6 +21,8 @@ use rustix::fs::{FileType, Mode, Stat, XattrFlags, fgetxattr, fsetxattr, lgetxat
 use rustix::io::Errno;
 use rustix::path::Arg;
 
+use crate::doc::Overlay;
+
 /// The prefixes of every OverlayFS xattr.
 pub const XATTR_PREFIXES: [&str; 2] = ["trusted.overlay.", "user.overlay."];
 /// On a directory: `y` hides the directory below, `x` announces xattr whiteouts in this one.
@@ -42,6 +44,11 @@ pub enum Marks {
 }
 
 impl Marks {
+    /// The marks in the layers of an overlay.
+    pub fn of(overlay: &Overlay) -> Self {
+        if overlay.user_xattrs { Marks::User } else { Self::of_this_process() }
+    }
+
     /// The marks that an overlay mounted by this process would go by.
     pub fn of_this_process() -> Self {
         // Only the initial user namespace maps every id to itself; in others root has no trusted xattrs.

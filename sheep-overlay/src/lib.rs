@@ -8,8 +8,12 @@ pub mod busy;
 pub mod cli;
 pub mod diff;
 pub mod doc;
+pub mod doctor;
+pub mod du;
+pub mod enter;
 pub mod exit;
 pub mod find;
+pub mod gc;
 pub mod inode;
 pub mod inspect;
 pub mod layer;
@@ -24,9 +28,11 @@ pub mod stacked;
 pub mod state;
 pub mod sys;
 pub mod take_up;
+pub mod trees;
 pub mod umount;
 pub mod upper;
 pub mod walk;
+pub mod why;
 
 use anyhow::Result;
 
@@ -47,9 +53,15 @@ pub fn run(cli: cli::Cli) -> Result<()> {
             for_each(targets, "diff", |target| {
                 let id = target.id?;
                 let overlay = record::read(&record::dir(&root, &id))?.ok_or_else(|| find::no_such(&id))?;
-                diff::run(&overlay, args.json)
+                diff::run(&overlay, args)
             })
         }
+        cli::Verb::Why(args) => why::run(&root, args),
+        cli::Verb::Du(args) => du::run(&root, args),
+        cli::Verb::Exec(args) => enter::exec(&root, args),
+        cli::Verb::Enter(args) => enter::enter(&root, args),
+        cli::Verb::Gc(args) => gc::run(&root, args),
+        cli::Verb::Doctor(args) => doctor::run(&root, args),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::backend::copy::{self, Summary};
 use crate::backend::kernel::{self, Stack};
 use crate::cli::{self, BackendChoice};
 use crate::doc::{self, Backend, DocPath, Document, Overlay};
+use crate::layer::Marks;
 use crate::lowers::{self, Lower};
 use crate::record::{self, Building};
 use crate::state::{self, DataRoot};
@@ -191,20 +192,12 @@ fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Ove
     if let Some(top) = lowers.last() {
         upper::take_attributes(top, &building.dir().join("upper"))?;
     }
-    let mut overlay = Overlay {
-        id: id.clone(),
-        merged: dir.join("merged").into(),
-        lower: lowers.iter().map(|lower| lower.path.clone().into()).collect(),
-        upper: dir.join("upper").into(),
-        work: dir.join("work").into(),
-        backend: Backend::Kernel,
-        backend_reason: String::new(),
-        read_only: request.read_only,
-        volatile: request.volatile,
-        mount_id: None,
-        boot_id: Some(state::boot_id()?),
-        created: state::now(),
-    };
+    let mut overlay = Overlay::new(&id, &dir);
+    overlay.lower = lowers.iter().map(|lower| lower.path.clone().into()).collect();
+    overlay.read_only = request.read_only;
+    overlay.volatile = request.volatile;
+    overlay.user_xattrs = Marks::of_this_process() == Marks::User;
+    overlay.boot_id = Some(state::boot_id()?);
     fill(&mut overlay, building.dir(), &lowers, request.backend)?;
     if overlay.backend == Backend::Kernel {
         stacked::note_use(root, &overlay.id, &lowers)?;

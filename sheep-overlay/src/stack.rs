@@ -108,8 +108,8 @@ impl Dir {
 
 impl Stack {
     /// Opens the lowers (bottom first, as everywhere). `hidden` is a directory that is shown as empty wherever it
-    /// appears: the overlay's own, which would else be copied into itself.
-    pub fn open(lowers: &[PathBuf], hidden: Option<&Path>) -> Result<Self> {
+    /// appears: the overlay's own, which would else be copied into itself. `marks` are those that the layers are read by.
+    pub fn open(lowers: &[PathBuf], marks: Marks, hidden: Option<&Path>) -> Result<Self> {
         allow_descriptors(lowers.len());
         let opened = lowers.iter().rev().map(|path| {
             let (fd, cloned) = open_alone(path).with_context(|| format!("lower {}", path.display()))?;
@@ -124,7 +124,7 @@ impl Stack {
             None => None,
         };
         let noatime = AtomicBool::new(rustix::process::geteuid().is_root());
-        Ok(Stack { lowers, marks: Marks::of_this_process(), hidden, noatime })
+        Ok(Stack { lowers, marks, hidden, noatime })
     }
 
     /// The root of the merged view.

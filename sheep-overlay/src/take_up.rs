@@ -42,8 +42,8 @@ pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Und
     overlay.boot_id = Some(state::boot_id()?);
     overlay.mount_id = None;
     let mounted = match before.backend {
-        Backend::Copy => mount_copy(&mut overlay, &dir),
-        Backend::Kernel => {
+        Backend::Copy | Backend::Btrfs => mount_copy(&mut overlay, &dir),
+        Backend::Kernel | Backend::Fuse => {
             overlay.volatile = request.volatile;
             prepare_upper(&before, &dir).and_then(|()| {
                 // First the record, then the mount, then its id: whatever is killed, the mount is known as ours.
@@ -73,7 +73,9 @@ fn check_backend(before: &Overlay, request: &Request) -> Result<()> {
     let wanted = match request.backend {
         None | Some(BackendChoice::Auto) => return Ok(()),
         Some(BackendChoice::Kernel) => Backend::Kernel,
-        Some(BackendChoice::Copy) => Backend::Copy,
+        Some(BackendChoice::Fuse) => Backend::Fuse,
+        Some(BackendChoice::Btrfs) => Backend::Btrfs,
+        Some(BackendChoice::Reflink | BackendChoice::Copy) => Backend::Copy,
     };
     if wanted == before.backend {
         return Ok(());
@@ -88,8 +90,8 @@ fn check_backend(before: &Overlay, request: &Request) -> Result<()> {
 /// The recorded lowers, opened. A copy has all that it needs in itself.
 fn lowers_for(root: &DataRoot, dir: &Path, before: &Overlay, recorded: &[PathBuf]) -> Result<Vec<Lower>> {
     match before.backend {
-        Backend::Copy => Ok(Vec::new()),
-        Backend::Kernel => lowers::open(root, Some(dir), recorded),
+        Backend::Copy | Backend::Btrfs => Ok(Vec::new()),
+        Backend::Kernel | Backend::Fuse => lowers::open(root, Some(dir), recorded),
     }
 }
 

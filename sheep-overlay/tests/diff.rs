@@ -49,20 +49,11 @@ impl Both {
 }
 
 fn overlay(dir: &Path, backend: Backend, lowers: &[PathBuf]) -> Overlay {
-    Overlay {
-        id: backend.name().to_owned(),
-        merged: dir.join("merged").into(),
-        lower: lowers.iter().map(|lower| lower.clone().into()).collect(),
-        upper: dir.join("upper").into(),
-        work: dir.join("work").into(),
-        backend,
-        backend_reason: String::new(),
-        read_only: false,
-        volatile: true,
-        mount_id: None,
-        boot_id: None,
-        created: String::new(),
-    }
+    let mut overlay = Overlay::new(backend.name(), dir);
+    overlay.lower = lowers.iter().map(|lower| lower.clone().into()).collect();
+    overlay.backend = backend;
+    overlay.volatile = true;
+    overlay
 }
 
 /// The changes as lines.

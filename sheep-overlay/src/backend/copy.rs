@@ -25,6 +25,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, fchmod, fchown, fremovexattr, 
 use rustix::io::Errno;
 
 use crate::inode::Inode;
+use crate::layer::Marks;
 use crate::stack::{Stack, open_beneath};
 use crate::walk::Walk;
 use attributes::{Defaults, Losses};
@@ -70,7 +71,7 @@ pub fn copy_stack(lowers: &[PathBuf], destination: &Path) -> Result<Summary> {
     let root = openat(CWD, destination, flags, Mode::empty()).with_context(|| name.clone())?;
     let (defaults, from) = prepare(&root).with_context(|| name.clone())?;
 
-    let stack = Stack::open(lowers, destination.parent())?;
+    let stack = Stack::open(lowers, Marks::of_this_process(), destination.parent())?;
     let walk = Walk::new(stack, root, name)?;
     let first = Task::Directory(walk.root_pending());
     let job = Job {

@@ -47,23 +47,25 @@ struct Diff<'a> {
 pub(super) fn changes(overlay: &Overlay) -> Result<Vec<Change>> {
     let lowers: Vec<PathBuf> = overlay.lower.iter().map(|lower| lower.0.clone()).collect();
     let (tree, own, copied) = match overlay.backend {
-        Backend::Kernel => (&overlay.upper, None, None),
-        Backend::Copy => (&overlay.merged, overlay.merged.parent(), Some(Note::read(&overlay.merged)?)),
+        Backend::Kernel | Backend::Fuse => (&overlay.upper, None, None),
+        Backend::Copy | Backend::Btrfs => {
+            (&overlay.merged, overlay.merged.parent(), Some(Note::read(&overlay.merged)?))
+        }
     };
-    let walk = open(tree, &lowers, own)?;
+    let marks = Marks::of(overlay);
+    let walk = open(tree, &lowers, marks, own)?;
     let compare = Compare::new(&walk.stack, copied.as_ref().map(|(note, _)| note));
     let listing = vec![MaybeUninit::uninit(); 32 << 10];
-    let marks = Marks::of_this_process();
     let mut diff = Diff { walk: &walk, compare, copied: copied.as_ref(), marks, listing, found: Vec::new() };
     diff.run()?;
     Ok(diff.found)
 }
 
-fn open(tree: &Path, lowers: &[PathBuf], own: Option<&Path>) -> Result<Walk> {
+fn open(tree: &Path, lowers: &[PathBuf], marks: Marks, own: Option<&Path>) -> Result<Walk> {
     let name = tree.display().to_string();
     // What is mounted somewhere in a copy is no part of it.
     let (real, _) = stack::open_alone(tree).with_context(|| name.clone())?;
-    Walk::new(Stack::open(lowers, own)?, real, name)
+    Walk::new(Stack::open(lowers, marks, own)?, real, name)
 }
 
 impl Diff<'_> {

@@ -1,0 +1,11 @@
+//! `why`: to be written.
+
+use anyhow::{Result, bail};
+
+use crate::cli;
+use crate::state::DataRoot;
+
+/// To be written.
+pub fn run(_root: &DataRoot, _args: &cli::Why) -> Result<()> {
+    bail!("not written yet")
+}
