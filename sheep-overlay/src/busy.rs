@@ -1,23 +1,22 @@
 //! Who keeps a merged directory busy: looked up in /proc, and only once the kernel has said that somebody does.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::mountpoint;
+use crate::{mountinfo, mountpoint, namespace};
 
 /// How many processes are named.
 const NAMED: usize = 8;
 
-/// The users of what is mounted on `merged`, in words: mounts inside it, else processes. `None` where none is found.
-pub fn users_of_mount(merged: &Path) -> Option<String> {
-    if let Some(inner) = mount_inside(merged) {
+/// The users of what is mounted on `merged`, in words: mounts inside it, else processes. `own` are the mount points of
+/// its own parts, which count as it does; what is `bound` into it is not looked at. `None` where none is found.
+pub fn users_of_mount(merged: &Path, own: &[PathBuf], bound: &[PathBuf]) -> Option<String> {
+    if let Some(inner) = mount_inside(merged, own, bound) {
         return Some(format!("a mount inside it, {}; unmount that first", inner.display()));
     }
-    let id = mountpoint::id_behind(merged)?;
-    let on_mount = |link: &Path| mountpoint::id_behind(link) == Some(id);
+    let ids: Vec<u64> = own.iter().map(|point| &**point).chain([merged]).filter_map(mountpoint::id_behind).collect();
+    let on_mount = |link: &Path| mountpoint::id_behind(link).is_some_and(|id| ids.contains(&id));
     let found = processes(|process| links(process).iter().any(|link| on_mount(link)));
     if !found.is_empty() {
         return Some(in_words(found));
@@ -40,35 +39,35 @@ pub fn users_of_copy(merged: &Path) -> Option<String> {
     if found.is_empty() { None } else { Some(in_words(found)) }
 }
 
-/// A mount whose mount point is below `merged`.
-fn mount_inside(merged: &Path) -> Option<PathBuf> {
-    let mounts = fs::read("/proc/self/mountinfo").ok()?;
-    mounts
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(|field| PathBuf::from(OsStr::from_bytes(&unescape(field))))
-        .find(|point| point != merged && point.starts_with(merged))
+/// The processes in other mount namespaces that see what is mounted on `merged`, in words: `sheep-overlay exec` of root
+/// makes such namespaces, and an umount does not reach into them.
+pub fn users_elsewhere(merged: &Path) -> Option<String> {
+    let device = fs::metadata(merged).ok()?.dev();
+    let wanted = (rustix::fs::major(device), rustix::fs::minor(device));
+    let here = namespace::inode_of(Path::new("/proc/self"), "mnt");
+    let sees = |process: &Path| {
+        let there = namespace::inode_of(process, "mnt");
+        there.is_some()
+            && there != here
+            && mountinfo::read_of(&process.join("mountinfo")).is_ok_and(|table| table.iter().any(|entry| entry.device == wanted))
+    };
+    let found = processes(sees);
+    if found.is_empty() { None } else { Some(in_words(found)) }
 }
 
-/// A field of mountinfo: space, tab, newline and backslash stand as three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        match (first, tail) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
-                out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-                rest = after;
-            }
-            _ => out.push(*first),
-        }
-    }
-    out
+/// A mount whose mount point is below `merged`, and which is none of its own.
+fn mount_inside(merged: &Path, own: &[PathBuf], bound: &[PathBuf]) -> Option<PathBuf> {
+    let inside = |entry: &mountinfo::Entry| {
+        entry.point != merged
+            && entry.point.starts_with(merged)
+            && !own.contains(&entry.point)
+            && !bound.iter().any(|bound| entry.point.starts_with(bound))
+    };
+    mountinfo::read().ok()?.into_iter().find(inside).map(|entry| entry.point)
 }
 
-/// The processes for which `uses` holds, but for this one: pid and name.
-fn processes(uses: impl Fn(&Path) -> bool) -> Vec<(u32, String)> {
+/// The processes for which `uses` (of `/proc/PID`) holds, but for this one: pid and name.
+pub fn processes(uses: impl Fn(&Path) -> bool) -> Vec<(u32, String)> {
     let own = std::process::id();
     let mut found: Vec<(u32, String)> = entries(Path::new("/proc"))
         .into_iter()
@@ -97,7 +96,8 @@ fn name_of(process: &Path) -> String {
     String::from_utf8_lossy(&name).trim_end().to_owned()
 }
 
-fn in_words(found: Vec<(u32, String)>) -> String {
+/// Processes as a message names them: `make (pid 12), sh (pid 3)`; some of them, where they are many.
+pub fn in_words(found: Vec<(u32, String)>) -> String {
     let more = found.len().saturating_sub(NAMED);
     let mut words: Vec<String> =
         found.into_iter().take(NAMED).map(|(pid, name)| format!("{name} (pid {pid})")).collect();
@@ -105,23 +105,4 @@ fn in_words(found: Vec<(u32, String)>) -> String {
         words.push(format!("and {more} more"));
     }
     words.join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_of_mountinfo() {
-        for (raw, want) in [
-            (&b"/plain"[..], &b"/plain"[..]),
-            (b"/a\\040b", b"/a b"),
-            (b"/new\\012line", b"/new\nline"),
-            (b"/back\\134slash", b"/back\\slash"),
-            (b"/no\\9", b"/no\\9"),
-            (b"/\xff", b"/\xff"),
-        ] {
-            assert_eq!(unescape(raw), want);
-        }
-    }
 }

@@ -142,6 +142,13 @@ pub struct Overlay {
     /// mounted in a lower.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cover: Option<DocPath>,
+    /// The lower is shown entry by entry: its directories are mounts of their own (`mounts`), the rest is in the cover. So
+    /// in a user namespace, where the kernel takes no lower with mounts below it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub split: bool,
+    /// The directory given with `--at`, where `merged` then is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<DocPath>,
     /// The mounts below the lower, each with a part of its own in the merged view; parents first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
@@ -189,6 +196,8 @@ impl Overlay {
             boot_id: None,
             created: crate::state::now(),
             cover: None,
+            split: false,
+            at: None,
             mounts: Vec::new(),
             hide: Vec::new(),
             user_xattrs: false,
@@ -222,6 +231,9 @@ pub struct Mount {
     /// As `cover` of the whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cover: Option<DocPath>,
+    /// As `split` of the whole.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub split: bool,
     /// Why it is not an overlay, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -12,9 +12,11 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use serde::{Deserialize, Serialize};
+
 /// Why a command failed, where a caller (or the exit code) makes a difference of it. Everything else is plain
 /// `anyhow` and exits with 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// The command line or a value on it is wrong: exit code 2.
     Usage,
@@ -22,6 +24,9 @@ pub enum Kind {
     NotFound,
     /// The thing exists already, or somebody uses it: exit code 4.
     Busy,
+    /// A command that was to be run with our help was not: 125 for an error of our own, 126 where it cannot be executed,
+    /// 127 where it is not found.
+    NotRun(u8),
 }
 
 /// An error with a [`Kind`]; the message names the object and what to do.
@@ -54,6 +59,19 @@ pub fn busy(message: impl Into<String>) -> anyhow::Error {
     Fault { kind: Kind::Busy, message: message.into() }.into()
 }
 
+/// An error of a kind that was kept beside its message.
+pub fn of_kind(kind: Option<Kind>, message: String) -> anyhow::Error {
+    match kind {
+        Some(kind) => Fault { kind, message }.into(),
+        None => anyhow::Error::msg(message),
+    }
+}
+
+/// An error of a command that runs another one, which exits with this code (125, 126 or 127).
+pub fn not_run(code: u8, message: impl Into<String>) -> anyhow::Error {
+    Fault { kind: Kind::NotRun(code), message: message.into() }.into()
+}
+
 /// The kind of an error, wherever in its chain it was given; `None` for a plain failure.
 pub fn kind(error: &anyhow::Error) -> Option<Kind> {
     error.chain().find_map(|cause| cause.downcast_ref::<Fault>()).map(|fault| fault.kind)
@@ -72,6 +90,7 @@ pub fn report(program: &str, result: anyhow::Result<()>) -> ExitCode {
         Some(Kind::Usage) => 2,
         Some(Kind::NotFound) => 3,
         Some(Kind::Busy) => 4,
+        Some(Kind::NotRun(code)) => code,
     })
 }
 
@@ -94,7 +113,8 @@ pub fn warn(program: &str, message: &str) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+/// Whether an error says that nobody reads our output any more.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }
 

@@ -64,7 +64,7 @@ fn by_document(root: &DataRoot, document: &Document) -> Result<String> {
 }
 
 /// The id that `name` stands for. A name without a slash is first an id, then the beginning of one, then a path.
-fn by_name(root: &DataRoot, name: &OsStr) -> Result<String> {
+pub fn by_name(root: &DataRoot, name: &OsStr) -> Result<String> {
     if let Some(id) = name.to_str().filter(|name| crate::state::check_name(name).is_ok()) {
         if record::exists(root, name) {
             return Ok(id.to_owned());

@@ -1,11 +1,89 @@
-//! `gc`: to be written.
+//! `gc`: what killed commands, lazy umounts and restarts left behind.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use crate::cli;
+use crate::doc::{self, Overlay};
+use crate::record::{self, State};
 use crate::state::DataRoot;
+use crate::{PROGRAM, cli, exit, mountpoint, umount};
 
-/// To be written.
-pub fn run(_root: &DataRoot, _args: &cli::Gc) -> Result<()> {
-    bail!("not written yet")
+/// What there is to be done about an overlay.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing.
+    Fine,
+    /// It is deleted, and why.
+    Delete(&'static str),
+    /// It stays, and why.
+    Stay(String),
+}
+
+/// Deletes what is of no use to anybody: half-made and half-deleted overlays, those that were unmounted lazily and are in
+/// use no more, and those whose changes were in memory and are gone. Stale ones hold changes: they stay, and are named,
+/// unless `--stale` is given. Each deletion is a line on stdout.
+pub fn run(root: &DataRoot, args: &cli::Gc) -> Result<()> {
+    if !args.dry_run {
+        record::reap(root)?;
+    }
+    let mut first = Ok(());
+    for id in record::ids(root)? {
+        if let Err(error) = one(root, &id, args).map_err(|error| error.context(format!("gc: {id}"))) {
+            match first {
+                Ok(()) => first = Err(error),
+                Err(_) => exit::print_line(PROGRAM, &error),
+            }
+        }
+    }
+    first
+}
+
+fn one(root: &DataRoot, id: &str, args: &cli::Gc) -> Result<()> {
+    let dir = record::dir(root, id);
+    let Some(overlay) = record::read(&dir)? else { return Ok(()) };
+    match judge(&overlay, args.stale)? {
+        Verdict::Fine => Ok(()),
+        Verdict::Stay(why) => {
+            exit::warn(PROGRAM, &format!("gc: {id} stays: {why}"));
+            Ok(())
+        }
+        Verdict::Delete(why) => {
+            let mut line = String::new();
+            if !args.dry_run {
+                if let Err(error) = umount::drop_overlay(root, id) {
+                    return match record::exists(root, id.as_ref()) {
+                        true => Err(error),
+                        // Another one was quicker.
+                        false => Ok(()),
+                    };
+                }
+                line.push_str("deleted ");
+            }
+            line.push_str(&format!("{id}: {why}\n"));
+            doc::write_out(line.as_bytes())
+        }
+    }
+}
+
+fn judge(overlay: &Overlay, stale_too: bool) -> Result<Verdict> {
+    let dir = record::dir_of(overlay);
+    Ok(match record::state(overlay)? {
+        State::Mounted | State::Kept => Verdict::Fine,
+        State::Covered => Verdict::Stay("something else is mounted over it".to_owned()),
+        State::Lazy => match umount::still_in_use(overlay, dir)? {
+            Some(who) => Verdict::Stay(format!("unmounted lazily, and in use by {who}")),
+            None => Verdict::Delete("unmounted lazily, and in use no more"),
+        },
+        State::Stale => {
+            let in_memory = overlay.tmpfs.is_some() && mountpoint::at(&dir.join("tmpfs"))?.is_none();
+            match umount::still_in_use(overlay, dir)? {
+                Some(who) => Verdict::Stay(format!("its holder was killed, and it is in use by {who}; 'exec' mends it")),
+                None if in_memory => Verdict::Delete("its changes were in memory, and are gone"),
+                None if stale_too => Verdict::Delete("stale"),
+                None => Verdict::Stay(format!(
+                    "not mounted any more, with its changes; 'mount --id {0}' takes it up, 'umount {0}' drops it",
+                    overlay.id
+                )),
+            }
+        }
+    })
 }

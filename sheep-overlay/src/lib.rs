@@ -3,9 +3,14 @@
 //! The library exists for the `sheep-overlay` binary and for two things its siblings share: the document that travels
 //! on pipes ([`doc`]) and the state on disk ([`state`]), with the exit codes all four programs keep ([`exit`]).
 
+pub mod access;
+pub mod assemble;
 pub mod backend;
 pub mod busy;
+pub mod child;
+pub mod choose;
 pub mod cli;
+pub mod cover;
 pub mod diff;
 pub mod doc;
 pub mod doctor;
@@ -14,13 +19,19 @@ pub mod enter;
 pub mod exit;
 pub mod find;
 pub mod gc;
+pub mod holder;
+pub mod idmap;
 pub mod inode;
 pub mod inspect;
 pub mod layer;
 pub mod lowers;
 pub mod ls;
 pub mod mount;
+pub mod mountinfo;
 pub mod mountpoint;
+pub mod namespace;
+pub mod parts;
+pub mod quota;
 pub mod record;
 pub mod remove;
 pub mod stack;
@@ -28,9 +39,12 @@ pub mod stacked;
 pub mod state;
 pub mod sys;
 pub mod take_up;
+pub mod tmpfs;
 pub mod trees;
 pub mod umount;
+pub mod unmapped;
 pub mod upper;
+pub mod view;
 pub mod walk;
 pub mod why;
 
@@ -53,7 +67,7 @@ pub fn run(cli: cli::Cli) -> Result<()> {
             for_each(targets, "diff", |target| {
                 let id = target.id?;
                 let overlay = record::read(&record::dir(&root, &id))?.ok_or_else(|| find::no_such(&id))?;
-                diff::run(&overlay, args)
+                access::with(&overlay, |overlay| diff::run(overlay, args))
             })
         }
         cli::Verb::Why(args) => why::run(&root, args),

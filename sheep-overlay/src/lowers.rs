@@ -54,6 +54,20 @@ pub fn open(root: &DataRoot, own: Option<&Path>, paths: &[PathBuf]) -> Result<Ve
     Ok(lowers)
 }
 
+/// The lowers opened again by their paths, in another mount namespace than the one they were opened in: the kernel takes
+/// none from there. Errors where a path leads elsewhere by now.
+pub fn open_again(lowers: &[Lower]) -> Result<Vec<Lower>> {
+    allow_descriptors(lowers.len());
+    let again = |before: &Lower| {
+        let lower = open_one(&before.path)?;
+        if lower.identity() != before.identity() {
+            return Err(exit::busy(format!("lower {}: it has just been replaced by another", before.path.display())));
+        }
+        Ok(lower)
+    };
+    lowers.iter().map(again).collect()
+}
+
 /// Two lowers of which one lies inside the other, which OverlayFS cannot stack.
 pub fn nested(lowers: &[Lower]) -> Option<(&Path, &Path)> {
     let mut sorted: Vec<&Path> = lowers.iter().map(|lower| lower.path.as_path()).collect();
@@ -62,7 +76,8 @@ pub fn nested(lowers: &[Lower]) -> Option<(&Path, &Path)> {
     sorted.windows(2).find(|pair| pair[1].starts_with(pair[0])).map(|pair| (pair[1], pair[0]))
 }
 
-fn open_one(path: &Path) -> Result<Lower> {
+/// Opens one lower; errors as [`open`].
+pub fn open_one(path: &Path) -> Result<Lower> {
     let fd = open_path(path).map_err(|e| match e {
         Errno::NOENT => exit::not_found(format!("lower {}: no such directory", path.display())),
         Errno::NOTDIR => exit::usage(format!("lower {}: not a directory", path.display())),

@@ -8,36 +8,92 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
-use crate::backend::copy::{self, Summary};
-use crate::backend::kernel::{self, Stack};
+use crate::backend::kernel;
 use crate::cli::{self, BackendChoice};
 use crate::doc::{self, Backend, DocPath, Document, Overlay};
 use crate::layer::Marks;
-use crate::lowers::{self, Lower};
+use crate::lowers;
 use crate::record::{self, Building};
 use crate::state::{self, DataRoot};
-use crate::{PROGRAM, exit, mountpoint, stacked, sys, take_up, umount, upper};
+use crate::{PROGRAM, choose, exit, idmap, parts, stacked, sys, take_up, tmpfs, umount};
 
 /// What was asked for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Request {
     /// `--backend`; `None` where it was not given.
     pub backend: Option<BackendChoice>,
+    /// `--visible`
+    pub visible: bool,
     /// `--read-only`
     pub read_only: bool,
     /// `--volatile`
     pub volatile: bool,
+    /// `--tmpfs`: bytes, 0 for the kernel's default.
+    pub tmpfs: Option<u64>,
+    /// `--size` in bytes.
+    pub size: Option<u64>,
+    /// `--at`: an existing directory, absolute.
+    pub at: Option<PathBuf>,
+    /// `--hide`
+    pub hide: Vec<PathBuf>,
+    /// `--idmap`
+    pub idmap: Option<String>,
+    /// Not `--no-recursive`.
+    pub recursive: bool,
     /// The lowers, bottom first; may be empty for an overlay that exists.
     pub lowers: Vec<PathBuf>,
+}
+
+impl Request {
+    fn of(args: &cli::Mount, lowers: &[PathBuf]) -> Result<Self> {
+        let size = |text: &String, option: &str| {
+            tmpfs::parse_size(text).ok_or_else(|| {
+                exit::usage(format!("{option}={text} is no size; write bytes, or a number with k, m, g or t: 512m"))
+            })
+        };
+        let tmpfs = match &args.tmpfs {
+            None => None,
+            Some(None) => Some(0),
+            Some(Some(text)) => Some(size(text, "--tmpfs")?),
+        };
+        let at = match &args.at {
+            None => None,
+            Some(dir) => Some(directory(dir)?),
+        };
+        Ok(Request {
+            backend: args.backend,
+            visible: args.visible,
+            read_only: args.read_only,
+            volatile: args.volatile,
+            tmpfs,
+            size: args.size.as_ref().map(|text| size(text, "--size")).transpose()?,
+            at,
+            hide: args.hide.clone(),
+            idmap: args.idmap.clone(),
+            recursive: !args.no_recursive,
+            lowers: lowers.to_vec(),
+        })
+    }
+}
+
+/// A directory to mount on: absolute, without links.
+fn directory(dir: &Path) -> Result<PathBuf> {
+    let full = std::fs::canonicalize(dir).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => exit::not_found(format!("--at {}: no such directory", dir.display())),
+        _ => anyhow::Error::new(e).context(format!("--at {}", dir.display())),
+    })?;
+    if !full.is_dir() {
+        return Err(exit::usage(format!("--at {}: not a directory", dir.display())));
+    }
+    Ok(full)
 }
 
 /// Mounts, and prints the document. If even that fails the mount is undone: nobody knows of it.
 pub fn run(root: &DataRoot, args: &cli::Mount) -> Result<()> {
     let mut document = read_document(args)?;
     let (id, lowers) = what(root, args, &document)?;
-    let request =
-        Request { backend: args.backend, read_only: args.read_only, volatile: args.volatile, lowers: lowers.clone() };
-    check_request(&request)?;
+    let request = Request::of(args, &lowers)?;
+    check_request(root, &request)?;
     record::reap(root)?;
     let named = id.as_deref().map_or_else(|| first_of(&lowers), |id| id.to_owned());
     let mounted = match &id {
@@ -153,8 +209,10 @@ fn layers_of(image: Image) -> Result<Vec<PathBuf>> {
 }
 
 /// What can be refused before anything is touched.
-fn check_request(request: &Request) -> Result<()> {
-    let copy = request.backend == Some(BackendChoice::Copy);
+fn check_request(root: &DataRoot, request: &Request) -> Result<()> {
+    use BackendChoice::{Btrfs, Copy, Reflink};
+    let copy = matches!(request.backend, Some(Copy | Reflink | Btrfs));
+    let root_user = rustix::process::geteuid().is_root();
     if !copy && request.lowers.len() > kernel::MAX_LOWERS {
         return Err(exit::usage(format!(
             "{} lowers, and the kernel stacks {} at most; merge some of them, or use --backend copy",
@@ -162,13 +220,51 @@ fn check_request(request: &Request) -> Result<()> {
             kernel::MAX_LOWERS
         )));
     }
-    if copy && request.read_only && !rustix::process::geteuid().is_root() {
+    if copy && request.read_only && !root_user {
         return Err(exit::usage(
             "--read-only with --backend copy needs root: a plain user's copy is the user's to write",
         ));
     }
     if request.read_only && request.volatile {
         return Err(exit::usage("--read-only and --volatile exclude each other: nothing is written"));
+    }
+    let only_overlayfs = [
+        ("--tmpfs", request.tmpfs.is_some()),
+        ("--size", request.size.is_some()),
+        ("--hide", !request.hide.is_empty()),
+        ("--idmap", request.idmap.is_some()),
+    ];
+    if let (true, Some((option, _))) = (copy, only_overlayfs.iter().find(|(_, given)| *given)) {
+        return Err(exit::usage(format!("{option} is for OverlayFS, and a copy is none; leave --backend out")));
+    }
+    if request.visible && copy {
+        return Err(exit::usage("--visible: a copy is visible anyway; leave one of the two out"));
+    }
+    if request.visible && !root_user && request.backend == Some(BackendChoice::Kernel) {
+        return Err(exit::usage("--visible: a mount by the kernel in a user namespace is not; leave --backend out"));
+    }
+    if let Some(map) = &request.idmap {
+        idmap::parse(map)?;
+        if !root_user {
+            return Err(exit::usage("--idmap needs root: a user namespace may not map the files of others"));
+        }
+    }
+    if request.size.is_some() && !root_user {
+        return Err(exit::usage("--size needs root, who sets quotas; --tmpfs=SIZE does not"));
+    }
+    if let Some(hidden) = request.hide.iter().find(|path| parts::relative(path).as_os_str().is_empty()) {
+        return Err(exit::usage(format!("--hide {}: the whole view cannot be hidden", hidden.display())));
+    }
+    if let Some(at) = &request.at {
+        if at == Path::new("/") {
+            return Err(exit::usage("--at /: nothing may be mounted over the root; 'exec' shows an overlay of / as the root"));
+        }
+        if at.starts_with(root.path()) || root.path().starts_with(at) && root_user {
+            return Err(exit::usage(format!("--at {}: it would cover the data directory {}", at.display(), root.path().display())));
+        }
+        if copy && !root_user {
+            return Err(exit::usage("--at with a copy needs root; the copy is a directory like any other"));
+        }
     }
     Ok(())
 }
@@ -189,103 +285,30 @@ fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Ove
     let lowers = lowers::open(root, Some(&dir), &request.lowers)?;
     sys::catch_interrupts()?;
     let building = Building::begin(root, &id)?;
-    if let Some(top) = lowers.last() {
-        upper::take_attributes(top, &building.dir().join("upper"))?;
-    }
     let mut overlay = Overlay::new(&id, &dir);
     overlay.lower = lowers.iter().map(|lower| lower.path.clone().into()).collect();
     overlay.read_only = request.read_only;
-    overlay.volatile = request.volatile;
+    overlay.volatile = request.volatile || request.tmpfs.is_some();
     overlay.user_xattrs = Marks::of_this_process() == Marks::User;
     overlay.boot_id = Some(state::boot_id()?);
-    fill(&mut overlay, building.dir(), &lowers, request.backend)?;
+    overlay.tmpfs = request.tmpfs;
+    overlay.size = request.size;
+    overlay.at = request.at.clone().map(DocPath);
+    overlay.hide = request.hide.iter().map(|path| DocPath(path.clone())).collect();
+    overlay.idmap = request.idmap.clone();
+    record::place(&mut overlay, &dir);
+    if overlay.at.is_some() {
+        // A mount outside of the overlay's directory must be known before it is there.
+        record::write_first(building.dir(), &overlay)?;
+    }
+    choose::fill(root, &mut overlay, &lowers, request)?;
     if overlay.backend == Backend::Kernel {
         stacked::note_use(root, &overlay.id, &lowers)?;
     }
-    record::write_first(building.dir(), &overlay)?;
+    match overlay.at {
+        Some(_) => record::write(building.dir(), &overlay)?,
+        None => record::write_first(building.dir(), &overlay)?,
+    }
     building.finish()?;
     Ok((overlay, Undo::Remove))
-}
-
-/// Makes the merged view of a new overlay in `dir`, and notes how in `overlay`.
-fn fill(overlay: &mut Overlay, dir: &Path, lowers: &[Lower], choice: Option<BackendChoice>) -> Result<()> {
-    let choice = choice.unwrap_or(BackendChoice::Auto);
-    let refused = if choice == BackendChoice::Copy {
-        "asked for with --backend copy".to_owned()
-    } else {
-        match mount_kernel(overlay, dir, lowers) {
-            Ok(()) => return Ok(()),
-            Err(refused) if choice == BackendChoice::Kernel || !refused.a_copy_may_do() => {
-                return Err(fault(refused, lowers));
-            }
-            Err(refused) => format!("OverlayFS cannot be had: {refused}"),
-        }
-    };
-    if overlay.read_only && !rustix::process::geteuid().is_root() {
-        return Err(anyhow!("{refused}; and --read-only needs root with a copy"));
-    }
-    let merged = dir.join("merged");
-    let paths: Vec<PathBuf> = lowers.iter().map(|lower| lower.path.clone()).collect();
-    let summary = copy::copy_stack(&paths, &merged)?;
-    overlay.backend = Backend::Copy;
-    overlay.backend_reason = refused;
-    overlay.volatile = false;
-    if overlay.read_only {
-        mountpoint::bind_read_only(&merged)?;
-        overlay.mount_id = mountpoint::at(&merged)?.and_then(|mount| mount.id);
-    }
-    if let Some(line) = copy_line(choice, &overlay.backend_reason, &summary) {
-        exit::warn(PROGRAM, &format!("mount: {line}"));
-    }
-    Ok(())
-}
-
-/// An error of the kernel backend, with its exit code.
-pub fn fault(refused: kernel::Refused, lowers: &[Lower]) -> anyhow::Error {
-    match lowers::nested(lowers) {
-        Some((inner, outer)) if refused.is_loop() => {
-            exit::usage(format!("lower {} lies inside lower {}", inner.display(), outer.display()))
-        }
-        _ => refused.into(),
-    }
-}
-
-/// Mounts by OverlayFS what `overlay` says, in `dir`, and notes the mount.
-pub fn mount_kernel(overlay: &mut Overlay, dir: &Path, lowers: &[Lower]) -> Result<(), kernel::Refused> {
-    let (upper, work, merged) = (dir.join("upper"), dir.join("work"), dir.join("merged"));
-    let stack = Stack {
-        lowers,
-        upper: &upper,
-        work: &work,
-        merged: &merged,
-        read_only: overlay.read_only,
-        volatile: overlay.volatile,
-        user_namespace: kernel::in_user_namespace(),
-    };
-    let mount = kernel::mount(&stack)?;
-    overlay.mount_id = mount.and_then(|mount| mount.id);
-    overlay.backend = Backend::Kernel;
-    overlay.backend_reason = "OverlayFS is to be had".to_owned();
-    Ok(())
-}
-
-/// The line for stderr: always where the user did not ask for a copy, else only where it is not a faithful one.
-fn copy_line(choice: BackendChoice, reason: &str, summary: &Summary) -> Option<String> {
-    let mut losses = Vec::new();
-    if summary.owners_lost > 0 {
-        losses.push(format!("{} owners not kept", summary.owners_lost));
-    }
-    if summary.xattrs_lost > 0 {
-        losses.push(format!("{} extended attributes not kept", summary.xattrs_lost));
-    }
-    if summary.devices_left_out > 0 {
-        losses.push(format!("{} devices left out", summary.devices_left_out));
-    }
-    let losses = losses.join(", ");
-    match (choice, losses.is_empty()) {
-        (BackendChoice::Copy, true) => None,
-        (BackendChoice::Copy, false) => Some(format!("the copy is not complete without root: {losses}")),
-        (_, true) => Some(format!("the lowers were copied ({reason})")),
-        (_, false) => Some(format!("the lowers were copied ({reason}); without root: {losses}")),
-    }
 }

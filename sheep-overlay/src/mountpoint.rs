@@ -63,15 +63,19 @@ pub fn make_private(dir: &Path) -> Result<()> {
         .with_context(|| format!("make {} private", dir.display()))
 }
 
-/// Puts a read-only view of `dir` onto itself.
-pub fn bind_read_only(dir: &Path) -> Result<()> {
-    rustix::mount::mount_bind(dir, dir).with_context(|| format!("bind {}", dir.display()))?;
-    let read_only = MountFlags::BIND | MountFlags::RDONLY;
-    let done = rustix::mount::mount_remount(dir, read_only, c"")
-        .with_context(|| format!("remount {} read-only", dir.display()))
-        .and_then(|()| make_private(dir));
+/// Shows `dir` on `point` (which may be `dir` itself), read-only if so wanted.
+pub fn bind(dir: &Path, point: &Path, read_only: bool) -> Result<()> {
+    rustix::mount::mount_bind(dir, point)
+        .with_context(|| format!("bind {} to {}", dir.display(), point.display()))?;
+    let flags = MountFlags::BIND | MountFlags::RDONLY;
+    let restrict = || match read_only {
+        true => rustix::mount::mount_remount(point, flags, c"")
+            .with_context(|| format!("remount {} read-only", point.display())),
+        false => Ok(()),
+    };
+    let done = restrict().and_then(|()| make_private(point));
     if done.is_err() {
-        let _ = unmount(dir);
+        let _ = unmount(point);
     }
     done
 }
@@ -122,4 +126,10 @@ pub fn unmount(dir: &Path) -> Result<(), NotUnmounted> {
         Some(_) => bail!("{}: another mount lay under the one unmounted; nothing is deleted", dir.display()),
     };
     nothing_left().map_err(NotUnmounted::Failed)
+}
+
+/// Takes what is mounted on `dir`, and all that is mounted below, out of sight at once, whoever uses it still.
+pub fn detach(dir: &Path) -> Result<()> {
+    rustix::mount::unmount(dir, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+        .with_context(|| format!("umount {} lazily", dir.display()))
 }

@@ -16,12 +16,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
+use rustix::io::Errno;
 
-use crate::doc::{Backend, DocPath, Overlay};
-use crate::mountpoint::{self, NotUnmounted};
+use crate::doc::{Backend, DocPath, Overlay, UserNamespace};
+use crate::child::{After, Place};
 use crate::state::{self, DataRoot, Durability, Lock};
-use crate::{PROGRAM, exit, remove, sys};
+use crate::{PROGRAM, assemble, child, exit, holder, mountpoint, parts, remove, sys};
 
 /// How the name of the lock file of an overlay begins while it is being made; its id follows.
 const NEW: &str = ".new-";
@@ -39,6 +40,8 @@ pub enum State {
     Stale,
     /// Something that is not ours is mounted over the merged directory.
     Covered,
+    /// It was unmounted with `--lazy`: out of sight, perhaps in use still, and to be deleted.
+    Lazy,
 }
 
 impl State {
@@ -49,6 +52,7 @@ impl State {
             State::Kept => "kept",
             State::Stale => "stale",
             State::Covered => "covered",
+            State::Lazy => "lazy",
         }
     }
 }
@@ -106,9 +110,23 @@ pub fn look(root: &DataRoot, id: &str) -> Result<Found> {
 
 /// Sets the paths of an overlay to those in its directory.
 pub fn place(overlay: &mut Overlay, dir: &Path) {
-    overlay.merged = DocPath(dir.join("merged"));
-    overlay.upper = DocPath(dir.join("upper"));
-    overlay.work = DocPath(dir.join("work"));
+    overlay.merged = overlay.at.clone().unwrap_or_else(|| DocPath(dir.join("merged")));
+    let in_memory = overlay.tmpfs.is_some();
+    let base = if in_memory { dir.join("tmpfs") } else { dir.to_path_buf() };
+    overlay.upper = DocPath(base.join("upper"));
+    overlay.work = DocPath(base.join("work"));
+    if let Some(cover) = &mut overlay.cover {
+        *cover = DocPath(dir.join("cover"));
+    }
+    for (number, mount) in overlay.mounts.iter_mut().enumerate() {
+        parts::place_mount(mount, in_memory, dir, number);
+    }
+}
+
+/// The directory of an overlay whose paths are set.
+pub fn dir_of(overlay: &Overlay) -> &Path {
+    let base = overlay.upper.0.parent().unwrap_or(Path::new("/"));
+    if overlay.tmpfs.is_some() { base.parent().unwrap_or(base) } else { base }
 }
 
 /// Writes the first record of an overlay that is being made. No temporary file is needed: until the overlay is finished
@@ -180,16 +198,31 @@ fn missing(error: &anyhow::Error) -> bool {
 
 /// What state an overlay is in.
 pub fn state(overlay: &Overlay) -> Result<State> {
-    let mount = mountpoint::at(&overlay.merged)?;
     let recorded = overlay.boot_id.is_some();
+    if overlay.lazy {
+        return Ok(State::Lazy);
+    }
+    if overlay.user_namespace.is_some() {
+        return Ok(match holder::is_alive(dir_of(overlay))? {
+            true => State::Mounted,
+            false if recorded => State::Stale,
+            false => State::Kept,
+        });
+    }
+    let mount = mountpoint::at(&overlay.merged)?;
     Ok(match mount {
         Some(mount) if is_ours(overlay, mount) => State::Mounted,
         Some(_) => State::Covered,
         None if !recorded => State::Kept,
         // A writable copy has no mount: it is in use from `mount` to `umount`, or to the end of the boot.
-        None if overlay.backend == Backend::Copy && !overlay.read_only && in_this_boot(overlay)? => State::Mounted,
+        None if is_copy(overlay) && overlay.at.is_none() && !overlay.read_only && in_this_boot(overlay)? => State::Mounted,
         None => State::Stale,
     })
+}
+
+/// Whether the merged view is a tree of its own, and no mount.
+pub fn is_copy(overlay: &Overlay) -> bool {
+    matches!(overlay.backend, Backend::Copy | Backend::Btrfs)
 }
 
 fn is_ours(overlay: &Overlay, mount: mountpoint::Mount) -> bool {
@@ -197,7 +230,8 @@ fn is_ours(overlay: &Overlay, mount: mountpoint::Mount) -> bool {
         (Some(recorded), _) => mount.id == Some(recorded),
         // Between the mount and the writing of its id a process may be killed; and old kernels have no ids.
         (None, Some(_)) if overlay.backend == Backend::Kernel => mountpoint::is_overlayfs(&overlay.merged),
-        (None, Some(_)) => overlay.read_only,
+        (None, Some(_)) if overlay.backend == Backend::Fuse => true,
+        (None, Some(_)) => overlay.read_only || overlay.at.is_some(),
         (None, None) => false,
     }
 }
@@ -215,6 +249,7 @@ pub fn as_seen(mut overlay: Overlay, state: State) -> Overlay {
     if state != State::Mounted {
         overlay.mount_id = None;
         overlay.boot_id = None;
+        overlay.holder = None;
     }
     overlay
 }
@@ -308,7 +343,26 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 pub fn discard(root: &DataRoot, dir: &Path) -> Result<()> {
     let gone = root.overlays().join(format!("{GONE}{}", state::new_id()?));
     fs::rename(dir, &gone).with_context(|| format!("rename {} to {}", dir.display(), gone.display()))?;
-    remove::overlay(&gone)
+    remove_all(&gone)
+}
+
+/// Deletes the directory of an overlay. What is in it may belong to this user's subordinate ids, which only a
+/// user namespace of his may delete.
+fn remove_all(dir: &Path) -> Result<()> {
+    let done = remove::overlay(dir);
+    let refused = |error: &anyhow::Error| {
+        matches!(error.downcast_ref::<Errno>(), Some(&Errno::PERM | &Errno::ACCESS)) && !rustix::process::geteuid().is_root()
+    };
+    match done {
+        Err(error) if refused(&error) => {
+            let namespace = UserNamespace::of_this_user();
+            if namespace.is_single() {
+                return Err(error);
+            }
+            child::run(Place::New(&namespace, false), After::End, || remove::overlay(dir)).map(drop)
+        }
+        done => done,
+    }
 }
 
 /// Unmounts and deletes what processes left that were killed in the middle of `mount` or `umount`. What a living process
@@ -360,14 +414,14 @@ fn lock_leftover(file: &Path) -> Result<Option<Lock>> {
 
 /// Unmounts and deletes the directory of an overlay that never became one.
 fn clear(dir: &Path) -> Result<()> {
-    let merged = dir.join("merged");
-    if mountpoint::at(&merged)?.is_some() {
-        mountpoint::unmount(&merged).map_err(|reason| match reason {
-            NotUnmounted::Busy => anyhow!("{} is still in use", merged.display()),
-            NotUnmounted::Failed(error) => error,
-        })?;
+    // A holder of something that never came to be.
+    if let Some((_, process)) = holder::find(dir)? {
+        holder::end(&process)?;
     }
-    remove::overlay(dir)
+    // Written before the mount where that is not in the directory.
+    let at = state::read_json::<Overlay>(&dir.join("overlay.json")).ok().flatten().and_then(|overlay| overlay.at);
+    assemble::unmount_all(dir, at.as_deref())?;
+    remove_all(dir)
 }
 
 /// The names in `overlay/`, in no order.

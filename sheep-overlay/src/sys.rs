@@ -4,10 +4,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
+use nix::unistd::{ForkResult, Pid};
+use rustix::io::Errno;
 
 /// The signal that asked this program to end, or 0.
 static INTERRUPTED_BY: AtomicI32 = AtomicI32::new(0);
@@ -40,12 +42,44 @@ pub fn interrupted() -> bool {
 /// Dies of the signal that was caught, once everything is undone: the shell then knows why. Returns if there was none.
 pub fn die_of_interrupt() {
     let Ok(signal) = Signal::try_from(INTERRUPTED_BY.load(Ordering::Relaxed)) else { return };
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of ours.
-    if unsafe { sigaction(signal, &default) }.is_ok() {
+    if by_default(signal).is_ok() {
         // A signal that cannot be raised leaves the ordinary way out: the error that says "interrupted".
         let _ = raise(signal);
     }
+}
+
+/// From here on a signal is ignored.
+pub fn ignore(signal: Signal) -> io::Result<()> {
+    set_action(signal, SigHandler::SigIgn)
+}
+
+/// From here on a signal does what it does by default, which for most is to end the program.
+pub fn by_default(signal: Signal) -> io::Result<()> {
+    set_action(signal, SigHandler::SigDfl)
+}
+
+fn set_action(signal: Signal, handler: SigHandler) -> io::Result<()> {
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the callers above pass actions that run no code of ours.
+    unsafe { sigaction(signal, &action) }?;
+    Ok(())
+}
+
+/// Makes a child process; gives its pid to the parent and `None` to the child. The caller has one thread only, and ends the
+/// child with [`exit_child`].
+pub fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: this program has no other thread when it forks (copies join theirs before they return), so that no lock is
+    // held by a thread that the child does not have.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// Ends a child made by [`fork`], without what the parent registered to be done at its own end.
+pub fn exit_child(status: i32) -> ! {
+    // SAFETY: _exit only ends the process.
+    unsafe { libc::_exit(status) }
 }
 
 /// Begins to write a file's pages to the disk and does not wait for them.
@@ -56,4 +90,168 @@ pub fn begin_writeback(file: &File) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Makes descriptor `to` another one of `from`, whatever it was.
+pub fn duplicate_to(from: i32, to: i32) -> io::Result<()> {
+    // SAFETY: only the holder, a child that is about to do nothing, calls this, for its standard descriptors.
+    match unsafe { libc::dup2(from, to) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Closes every descriptor but the standard ones and `kept`.
+pub fn close_all_but(kept: i32) -> io::Result<()> {
+    let close = |first: i32, last: u32| {
+        // SAFETY: no memory is passed; only the holder, a child that uses none of these any more, calls this.
+        match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    if kept > 3 {
+        close(3, kept as u32 - 1)?;
+    }
+    close(kept + 1, u32::MAX)
+}
+
+/// `struct mount_attr` of mount_setattr(2).
+#[repr(C)]
+#[derive(Default)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// mount_setattr(2) on a mount that is open, with all below it where `recursive`.
+fn mount_setattr(mount: &OwnedFd, recursive: bool, attributes: &MountAttr) -> Result<(), Errno> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the structure and the empty path live for the length of the call, and the size is the structure's own.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            std::ptr::from_ref(attributes),
+            size_of::<MountAttr>(),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// Keeps an open tree of mounts from spreading, and from being spread to.
+pub fn make_private(tree: &OwnedFd) -> Result<(), Errno> {
+    mount_setattr(tree, true, &MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() })
+}
+
+/// Makes an open tree of mounts read-only.
+pub fn make_read_only(tree: &OwnedFd) -> Result<(), Errno> {
+    mount_setattr(tree, true, &MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() })
+}
+
+/// Shows the owners in an open, detached mount through the maps of a user namespace.
+pub fn idmap(mount: &OwnedFd, user_namespace: &OwnedFd) -> Result<(), Errno> {
+    let userns_fd = user_namespace.as_raw_fd() as u64;
+    mount_setattr(mount, false, &MountAttr { set: libc::MOUNT_ATTR_IDMAP, userns_fd, ..MountAttr::default() })
+}
+
+/// `struct fsxattr` of ioctl_xfs_fsgetxattr(2).
+#[repr(C)]
+#[derive(Default)]
+struct FsXattr {
+    xflags: u32,
+    extsize: u32,
+    nextents: u32,
+    projid: u32,
+    cowextsize: u32,
+    pad: [u8; 8],
+}
+
+/// `FS_IOC_FSGETXATTR`, `FS_IOC_FSSETXATTR` and `FS_XFLAG_PROJINHERIT` of linux/fs.h.
+const FSGETXATTR: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
+const FSSETXATTR: libc::Ioctl = 0x401c_5820;
+const PROJINHERIT: u32 = 0x200;
+
+/// The project that an open directory belongs to.
+pub fn project_of(dir: &OwnedFd) -> Result<u32, Errno> {
+    let mut found = FsXattr::default();
+    // SAFETY: the ioctl writes one `struct fsxattr`, which `found` is.
+    match unsafe { libc::ioctl(dir.as_raw_fd(), FSGETXATTR, &raw mut found) } {
+        0 => Ok(found.projid),
+        _ => Err(last_errno()),
+    }
+}
+
+/// Puts an open directory into a project, and all that is made in it from now on.
+pub fn set_project(dir: &OwnedFd, project: u32) -> Result<(), Errno> {
+    let mut wanted = FsXattr::default();
+    // SAFETY: the ioctl writes one `struct fsxattr`, which `wanted` is.
+    if unsafe { libc::ioctl(dir.as_raw_fd(), FSGETXATTR, &raw mut wanted) } != 0 {
+        return Err(last_errno());
+    }
+    wanted.projid = project;
+    wanted.xflags |= PROJINHERIT;
+    // SAFETY: the ioctl reads one `struct fsxattr`.
+    match unsafe { libc::ioctl(dir.as_raw_fd(), FSSETXATTR, &raw const wanted) } {
+        0 => Ok(()),
+        _ => Err(last_errno()),
+    }
+}
+
+/// A project's limit and use of disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProjectUse {
+    /// The limit; 0 for none.
+    pub limit: u64,
+    /// What is used.
+    pub used: u64,
+}
+
+/// `QCMD(…, PRJQUOTA)` of quotactl(2).
+const Q_GETQUOTA: u32 = 0x80_0007 << 8 | 2;
+const Q_SETQUOTA: u32 = 0x80_0008 << 8 | 2;
+/// `QIF_BLIMITS`
+const QIF_BLIMITS: u32 = 1;
+
+fn quotactl(file: &OwnedFd, command: u32, project: u32, block: &mut libc::dqblk) -> Result<(), Errno> {
+    // SAFETY: for these two commands the kernel reads or writes one `struct if_dqblk`, which libc calls dqblk.
+    let done = unsafe {
+        libc::syscall(libc::SYS_quotactl_fd, file.as_raw_fd(), command, project, std::ptr::from_mut(block))
+    };
+    if done == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+fn no_block() -> libc::dqblk {
+    // SAFETY: the structure has only integers, for which zero is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// What the file system of an open file says of a project. Errors with `ESRCH` or `ENOTSUP` where it has no project
+/// quotas (switched on).
+pub fn project_use(file: &OwnedFd, project: u32) -> Result<ProjectUse, Errno> {
+    let mut block = no_block();
+    match quotactl(file, Q_GETQUOTA, project, &mut block) {
+        // XFS knows nothing of a project without files.
+        Ok(()) | Err(Errno::NOENT) => {
+            Ok(ProjectUse { limit: block.dqb_bhardlimit << 10, used: block.dqb_curspace })
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Limits what a project may use to so many bytes; 0 takes the limit away.
+pub fn limit_project(file: &OwnedFd, project: u32, bytes: u64) -> Result<(), Errno> {
+    let mut block = no_block();
+    block.dqb_bhardlimit = bytes.div_ceil(1024);
+    block.dqb_bsoftlimit = block.dqb_bhardlimit;
+    block.dqb_valid = QIF_BLIMITS;
+    quotactl(file, Q_SETQUOTA, project, &mut block)
 }

@@ -1,18 +1,19 @@
-//! `mount --id ID` of an overlay that is there but not mounted (`umount --keep`, a restart): its upper is taken up again,
-//! with all changes.
+//! `mount --id ID` of an overlay that is there but not mounted (`umount --keep`, a restart, a holder that was killed): its
+//! upper is taken up again, with all changes.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 
-use crate::backend::kernel;
+use crate::backend::kernel::{self, Refused};
+use crate::child::{self, After, Place};
 use crate::cli::BackendChoice;
 use crate::doc::{Backend, Overlay};
 use crate::lowers::{self, Lower};
-use crate::mount::{self, Request, Undo};
+use crate::mount::{Request, Undo};
 use crate::record::{self, State};
 use crate::state::{self, DataRoot};
-use crate::{exit, find, mountpoint, stacked, sys, upper};
+use crate::{assemble, choose, exit, find, holder, mountpoint, stacked, sys, trees, upper, view};
 
 /// Mounts an existing overlay again. Errors with busy (4) where it is mounted, here or anywhere.
 pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Undo)> {
@@ -30,8 +31,11 @@ pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Und
             return Err(exit::busy(format!("upper is in use: overlay {id} is mounted on {}", before.merged.display())));
         }
         State::Covered => return Err(covered(&before)),
+        State::Lazy => {
+            return Err(exit::busy(format!("overlay {id} was unmounted lazily and is to be deleted; 'sheep-overlay gc' does that")));
+        }
     }
-    check_backend(&before, request)?;
+    check_same(&before, request)?;
     let _layers = root.lock_layers_for_use()?;
     let recorded: Vec<PathBuf> = before.lower.iter().map(|lower| lower.0.clone()).collect();
     let lowers = lowers_for(root, &dir, &before, &recorded)?;
@@ -41,26 +45,90 @@ pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Und
     overlay.read_only = request.read_only;
     overlay.boot_id = Some(state::boot_id()?);
     overlay.mount_id = None;
-    let mounted = match before.backend {
-        Backend::Copy | Backend::Btrfs => mount_copy(&mut overlay, &dir),
-        Backend::Kernel | Backend::Fuse => {
-            overlay.volatile = request.volatile;
-            prepare_upper(&before, &dir).and_then(|()| {
-                // First the record, then the mount, then its id: whatever is killed, the mount is known as ours.
-                record::write(&dir, &overlay)?;
-                mount::mount_kernel(&mut overlay, &dir, &lowers).map_err(|refused| mount::fault(refused, &lowers))?;
-                stacked::note_use(root, id, &lowers)
-            })
-        }
-    };
+    overlay.holder = None;
+    if before.backend == Backend::Kernel {
+        overlay.volatile = request.volatile || before.tmpfs.is_some();
+    }
+    let mounted = mount(root, &before, &mut overlay, &dir, &lowers);
     if let Err(error) = mounted.and_then(|()| record::write(&dir, &overlay)) {
-        if mountpoint::at(&before.merged)?.is_some() {
-            mountpoint::unmount(&before.merged).map_err(anyhow::Error::from)?;
-        }
+        undo(&overlay, &dir)?;
         record::write(&dir, &before)?;
         return Err(error);
     }
     Ok((overlay, Undo::Restore(Box::new(before))))
+}
+
+fn mount(root: &DataRoot, before: &Overlay, overlay: &mut Overlay, dir: &Path, lowers: &[Lower]) -> Result<()> {
+    match before.backend {
+        Backend::Copy | Backend::Btrfs => return mount_copy(overlay, dir),
+        Backend::Kernel | Backend::Fuse => {}
+    }
+    if before.user_namespace.is_some() {
+        return by_holder(root, before, overlay, dir, lowers);
+    }
+    prepare_upper(before, dir)?;
+    // First the record, then the mount, then its id: whatever is killed, the mount is known as ours.
+    record::write(dir, overlay)?;
+    if before.backend == Backend::Fuse {
+        choose::mount_fuse(overlay, lowers)?;
+    } else {
+        let user_namespace = kernel::in_user_namespace();
+        assemble::mount(overlay, lowers, user_namespace).map_err(|error| match error.downcast_ref::<Refused>() {
+            Some(refused) => choose::fault(refused, error.to_string(), lowers),
+            None => error,
+        })?;
+    }
+    stacked::note_use(root, &overlay.id, lowers)
+}
+
+fn by_holder(root: &DataRoot, before: &Overlay, overlay: &mut Overlay, dir: &Path, lowers: &[Lower]) -> Result<()> {
+    let Some(namespace) = &before.user_namespace else { return Ok(()) };
+    let file = holder::file(dir);
+    let heir = if record::in_this_boot(before)? { holder::heir(before) } else { None };
+    if let Some(heir) = heir {
+        // Its mounts are there still, kept by a process that runs in them.
+        let (mount_id, pid) = child::run(Place::Of(&heir, true), After::Hold(&file), || Ok(before.mount_id))?;
+        overlay.mount_id = mount_id;
+        overlay.read_only = before.read_only;
+        overlay.volatile = before.volatile;
+        overlay.holder = Some(holder::describe(pid.as_raw())?);
+        return Ok(());
+    }
+    let guests = holder::guests(before);
+    if record::in_this_boot(before)? && !guests.is_empty() {
+        return Err(exit::busy(format!("upper is in use: still mounted for {}", crate::busy::in_words(guests))));
+    }
+    if rustix::process::geteuid().is_root() {
+        return Err(exit::usage(format!("overlay {} is an ordinary user's own: let that user mount it", before.id)));
+    }
+    prepare_upper(before, dir)?;
+    let (made, pid) = child::run(Place::New(namespace, true), After::Hold(&file), || {
+        let lowers = lowers::open_again(lowers)?;
+        let mut overlay = overlay.clone();
+        assemble::mount(&mut overlay, &lowers, true)?;
+        if let Some(place) = view::place(root, &overlay) {
+            view::show(&overlay, &place)?;
+        }
+        Ok(overlay)
+    })?;
+    *overlay = made;
+    overlay.holder = Some(holder::describe(pid.as_raw())?);
+    Ok(())
+}
+
+/// Unmounts what a failed attempt left.
+fn undo(overlay: &Overlay, dir: &Path) -> Result<()> {
+    if overlay.user_namespace.is_some() {
+        return match holder::find(dir)? {
+            Some((_, process)) => holder::end(&process),
+            None => Ok(()),
+        };
+    }
+    if mountpoint::at(&overlay.merged)?.is_some() {
+        assemble::unmount_parts(overlay).map_err(anyhow::Error::from)?;
+        mountpoint::unmount(&overlay.merged).map_err(anyhow::Error::from)?;
+    }
+    Ok(())
 }
 
 /// The error (4) where something else lies over a merged directory.
@@ -69,22 +137,37 @@ pub fn covered(overlay: &Overlay) -> anyhow::Error {
     exit::busy(format!("{merged}: something that is not overlay {} is mounted there; unmount it first", overlay.id))
 }
 
-fn check_backend(before: &Overlay, request: &Request) -> Result<()> {
+/// What an overlay is made of stays as it was made.
+fn check_same(before: &Overlay, request: &Request) -> Result<()> {
     let wanted = match request.backend {
-        None | Some(BackendChoice::Auto) => return Ok(()),
+        None | Some(BackendChoice::Auto) => before.backend,
         Some(BackendChoice::Kernel) => Backend::Kernel,
         Some(BackendChoice::Fuse) => Backend::Fuse,
         Some(BackendChoice::Btrfs) => Backend::Btrfs,
         Some(BackendChoice::Reflink | BackendChoice::Copy) => Backend::Copy,
     };
-    if wanted == before.backend {
-        return Ok(());
+    if wanted != before.backend {
+        return Err(exit::usage(format!(
+            "overlay {} was made by the {} backend, and stays with it: another would not understand its changes",
+            before.id,
+            before.backend.name()
+        )));
     }
-    Err(exit::usage(format!(
-        "overlay {} was made by the {} backend, and stays with it: another would not understand its changes",
-        before.id,
-        before.backend.name()
-    )))
+    let hidden: Vec<PathBuf> = before.hide.iter().map(|path| path.0.clone()).collect();
+    let others = [
+        ("--at", request.at.is_some() && request.at.as_deref() != before.at.as_deref()),
+        ("--hide", !request.hide.is_empty() && request.hide != hidden),
+        ("--tmpfs", request.tmpfs.is_some()),
+        ("--size", request.size.is_some() && request.size != before.size),
+        ("--idmap", request.idmap.is_some() && request.idmap != before.idmap),
+        ("--visible", request.visible && before.user_namespace.is_some()),
+    ];
+    match others.iter().find(|(_, differs)| *differs) {
+        Some((option, _)) => {
+            Err(exit::usage(format!("{option}: overlay {} was made without, or otherwise, and stays so", before.id)))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The recorded lowers, opened. A copy has all that it needs in itself.
@@ -117,29 +200,35 @@ fn check_lowers(before: &Overlay, request: &Request, opened: &[Lower]) -> Result
 }
 
 fn mount_copy(overlay: &mut Overlay, dir: &Path) -> Result<()> {
-    if overlay.read_only {
-        if !rustix::process::geteuid().is_root() {
-            return Err(exit::usage("--read-only of a copy needs root: a plain user's copy is the user's to write"));
-        }
-        record::write(dir, overlay)?;
-        mountpoint::bind_read_only(&overlay.merged)?;
-        overlay.mount_id = mountpoint::at(&overlay.merged)?.and_then(|mount| mount.id);
+    if overlay.read_only && !rustix::process::geteuid().is_root() {
+        return Err(exit::usage("--read-only of a copy needs root: a plain user's copy is the user's to write"));
     }
-    Ok(())
+    record::write(dir, overlay)?;
+    choose::bind_copy(overlay)
 }
 
 /// Makes sure that nothing else uses the upper, and that it is fit to be mounted.
 fn prepare_upper(before: &Overlay, dir: &Path) -> Result<()> {
-    if rustix::process::geteuid().is_root() && kernel::in_use_elsewhere(&before.upper, dir) {
+    if before.tmpfs.is_some() && mountpoint::at(&dir.join("tmpfs"))?.is_none() {
+        return Err(anyhow!(
+            "the changes of overlay {0} were in memory, and are gone; 'sheep-overlay umount {0}' deletes what is left",
+            before.id
+        ));
+    }
+    let root = rustix::process::geteuid().is_root();
+    let trees = trees::of(before);
+    if root && before.backend == Backend::Kernel && trees.iter().any(|tree| kernel::in_use_elsewhere(&tree.upper, dir)) {
         return Err(exit::busy(format!(
             "upper is in use: overlay {} is still mounted in another mount namespace (a container's?)",
             before.id
         )));
     }
-    for name in ["upper", "work", "merged"] {
-        upper::ensure_dir(&dir.join(name))?;
+    upper::ensure_dir(&dir.join("merged"))?;
+    for tree in &trees {
+        upper::ensure_dir(&tree.upper)?;
+        upper::ensure_dir(&tree.work)?;
     }
-    if !kernel::volatile_marker(&before.work).exists() {
+    if !trees.iter().any(|tree| kernel::volatile_marker(&tree.work).exists()) {
         return Ok(());
     }
     if !record::in_this_boot(before)? {
@@ -151,5 +240,5 @@ fn prepare_upper(before: &Overlay, dir: &Path) -> Result<()> {
         ));
     }
     // Unmounted by hand, or by a umount that was killed: in this boot nothing is lost yet.
-    kernel::settle_volatile(&before.upper, &before.work)
+    trees.iter().try_for_each(|tree| kernel::settle_volatile(&tree.upper, &tree.work))
 }

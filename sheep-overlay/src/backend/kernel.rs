@@ -34,7 +34,7 @@ const INITIAL_USER_NS: u64 = 0xEFFF_FFFD;
 #[derive(Debug)]
 pub struct Stack<'a> {
     /// The lower directories, bottom first.
-    pub lowers: &'a [Lower],
+    pub lowers: &'a [&'a Lower],
     /// The upper directory. Where the mount is read-only it is one more lower, on top: what was changed before is seen,
     /// and the kernel has the two lowers that it needs.
     pub upper: &'a Path,
@@ -74,6 +74,16 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Refused {
+    /// A refusal: what was tried, the error, and the kernel's words, if any.
+    pub fn new(errno: Errno, step: impl Into<String>, reason: impl Into<String>) -> Self {
+        Refused { errno, step: step.into(), reason: reason.into() }
+    }
+
+    /// What [`Refused::new`] makes one of.
+    pub fn parts(&self) -> (Errno, &str, &str) {
+        (self.errno, &self.step, &self.reason)
+    }
+
     fn at(step: impl Into<String>) -> impl FnOnce(Errno) -> Refused {
         let step = step.into();
         move |errno| Refused { errno, step, reason: String::new() }
@@ -446,7 +456,7 @@ mod tests {
         let lowers = lowers::open(&root, None, &paths).unwrap();
         let (upper, work, merged) = (place("upper"), place("work"), place("merged"));
         let stack = Stack {
-            lowers: &lowers,
+            lowers: &lowers.iter().collect::<Vec<_>>(),
             upper: &upper,
             work: &work,
             merged: &merged,

@@ -1,0 +1,48 @@
+//! Access to the layers of an overlay: what an ordinary user's overlay holds may belong to his subordinate ids, or be closed to
+//! himself, so it is looked at in its user namespace, where he has the rights over both.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use rustix::process::Pid;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::child::{self, After, Place};
+use crate::doc::{DocPath, Overlay};
+use crate::{holder, namespace, record};
+
+/// Does `act` where the layers of `overlay` can be read and written. It gets the overlay with paths that hold there.
+pub fn with<T: Serialize + DeserializeOwned>(overlay: &Overlay, act: impl FnOnce(&Overlay) -> Result<T>) -> Result<T> {
+    let Some(namespace) = &overlay.user_namespace else { return act(overlay) };
+    let holder = holder::find(record::dir_of(overlay))?;
+    let overlay = reached(overlay, holder.as_ref());
+    let own = namespace::inode_of("/proc/self".as_ref(), "user");
+    if rustix::process::geteuid().is_root() || (own.is_some() && own == overlay.holder.map(|holder| holder.user_namespace)) {
+        return act(&overlay);
+    }
+    let place = match &holder {
+        Some((_, process)) => Place::Of(process, false),
+        None => Place::New(namespace, false),
+    };
+    child::run(place, After::End, || act(&overlay)).map(|(done, _)| done)
+}
+
+/// Changes that are in memory are seen in the holder's mount namespace alone; /proc leads there.
+fn reached(overlay: &Overlay, holder: Option<&(Pid, OwnedFd)>) -> Overlay {
+    let mut overlay = overlay.clone();
+    if let (Some((pid, _)), Some(_)) = (holder, overlay.tmpfs) {
+        let there = |path: &DocPath| {
+            let inside = path.strip_prefix("/").unwrap_or(path);
+            DocPath(PathBuf::from(format!("/proc/{}/root", pid.as_raw_nonzero())).join(inside))
+        };
+        overlay.upper = there(&overlay.upper);
+        overlay.work = there(&overlay.work);
+        for mount in &mut overlay.mounts {
+            mount.upper = mount.upper.as_ref().map(there);
+            mount.work = mount.work.as_ref().map(there);
+        }
+    }
+    overlay
+}
