@@ -103,8 +103,13 @@ fn mount_part(overlay: &Overlay, part: &mut Mount, user_namespace: bool) -> Resu
             },
         }
     }
-    let Some(what) = part.lower.last() else { return Ok(()) };
-    bind(what, &target, part.how == How::ReadOnly).with_context(|| format!("bind {}", what.display()))
+    let what = match (part.how, &part.upper, part.lower.last()) {
+        (How::File, Some(copy), _) => copy,
+        (_, _, Some(what)) => what,
+        _ => return Ok(()),
+    };
+    let read_only = overlay.read_only || matches!(part.how, How::ReadOnly | How::Hidden);
+    bind(what, &target, read_only && part.how != How::Bind).with_context(|| format!("bind {}", what.display()))
 }
 
 fn mount_tree(overlay: &Overlay, part: &Mount, inside: &Path, user_namespace: bool) -> Result<()> {
@@ -186,9 +191,9 @@ pub fn unmount_parts(overlay: &Overlay) -> Result<(), NotUnmounted> {
             continue;
         }
         match part.how {
-            How::Overlay => mountpoint::unmount(&point)?,
+            How::Overlay | How::File => mountpoint::unmount(&point)?,
             // It is mounted elsewhere too, where nobody misses this view of it; it may have others below it.
-            How::Bind | How::ReadOnly => mountpoint::detach(&point).map_err(NotUnmounted::Failed)?,
+            How::Bind | How::ReadOnly | How::Hidden => mountpoint::detach(&point).map_err(NotUnmounted::Failed)?,
         }
     }
     Ok(())
@@ -201,7 +206,9 @@ pub fn unmount_all(dir: &Path, at: Option<&Path>) -> Result<()> {
     // What is mounted on somebody else's directory is ours only if the kernel says that it has our upper.
     let at = at.filter(|at| table.iter().any(|entry| entry.point == **at && shows_upper(&entry.options, &upper)));
     let ours = |entry: &&mountinfo::Entry| {
-        entry.point.starts_with(dir) || at.is_some_and(|at| entry.point.starts_with(at))
+        entry.point.starts_with(dir.join("merged"))
+            || entry.point == dir.join("tmpfs")
+            || at.is_some_and(|at| entry.point.starts_with(at))
     };
     let points: Vec<PathBuf> = table.iter().filter(ours).map(|entry| entry.point.clone()).collect();
     for point in points.iter().rev() {

@@ -146,6 +146,8 @@ fn go(place: Place<'_>, after: After<'_>, ready: OwnedFd, mapped: OwnedFd) -> Re
             }
         }
     }
+    // Who changes his rights is closed to others; but this is still the user's own process, as he is to see.
+    nix::sys::prctl::set_dumpable(true).context("PR_SET_DUMPABLE")?;
     match after {
         After::Hold(file) => holder::take(file),
         After::End => Ok(()),

@@ -1,19 +1,17 @@
-//! The cover: a layer of Sheep's own between the lowers and the upper of one tree.
+//! The cover: a layer of Sheep's own in the place of a lower that is shown entry by entry.
 //!
-//! It takes things out of the view (a whiteout for each hidden path) and puts things in (a copy of a file that is mounted
-//! on a file of the lower, which OverlayFS does not show). Directories on the way to these have the attributes of
-//! the lowers' own, for the topmost directory's are the ones seen. Where the lower is shown entry by entry, the cover
-//! holds all of its entries that are no directories, and an empty directory for each that is.
+//! It holds all of the lower's entries that are no directories, and an empty directory for each that is, for a tree of its own
+//! to be mounted on.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, ioctl_ficlone, linkat, mkdirat, mknodat, openat, readlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, ioctl_ficlone, linkat, mkdirat, mknodat, openat, readlinkat,
     statat, symlinkat,
 };
 use rustix::io::Errno;
@@ -28,7 +26,6 @@ const MUCH: i64 = 64 << 20;
 #[derive(Debug)]
 pub struct Cover {
     dir: OwnedFd,
-    path: PathBuf,
 }
 
 /// What became of an entry that was to be put into a cover.
@@ -45,31 +42,7 @@ impl Cover {
     pub fn make(path: &Path) -> Result<Self> {
         rustix::fs::mkdir(path, Mode::RWXU).with_context(|| format!("mkdir {}", path.display()))?;
         let dir = openat(CWD, path, DIRECTORY, Mode::empty()).with_context(|| path.display().to_string())?;
-        Ok(Cover { dir, path: path.to_path_buf() })
-    }
-
-    /// Hides `inside` (a path from the tree's root on). `lowers` are the tree's, top first; where none of them has it,
-    /// there is nothing to hide.
-    pub fn hide(&self, lowers: &[OwnedFd], inside: &Path) -> Result<()> {
-        let Some(name) = last_name(inside)? else {
-            return Err(anyhow!("{}: the whole view cannot be hidden", self.path.display()));
-        };
-        let Some(parent) = self.way_to(lowers, inside)? else { return Ok(()) };
-        match layer::make_whiteout(&parent, &*name) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e).with_context(|| self.name_of(inside)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Puts a copy of the file that `from` names, mounted at `inside`, into the cover.
-    pub fn put_mounted(&self, lowers: &[OwnedFd], inside: &Path, from: &Path) -> Result<Put> {
-        let (Some(name), Some(parent)) = (last_name(inside)?, self.way_to(lowers, inside)?) else {
-            return Err(anyhow!("{}: nothing is below this mount", from.display()));
-        };
-        let at = from.parent().unwrap_or(Path::new("/"));
-        let at = openat(CWD, at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .with_context(|| at.display().to_string())?;
-        self.put(at.as_fd(), &name, parent.as_fd()).with_context(|| from.display().to_string())
+        Ok(Cover { dir })
     }
 
     /// Puts the entry `name` of a directory, which is no directory itself, at the top of the cover.
@@ -91,7 +64,7 @@ impl Cover {
             FileType::Symlink => symlinkat(&readlinkat(from, name, Vec::new())?, to, name)?,
             FileType::Fifo => mknodat(to, name, FileType::Fifo, Mode::from_raw_mode(stat.st_mode), 0)?,
             FileType::RegularFile => {
-                match copy(from, name, &stat, to)? {
+                match copy_as((from, name), &stat, (to, name), true)? {
                     Copied::Yes => {}
                     // It is the very file: nothing about it is to be set.
                     Copied::Linked => return Ok(Put::Done),
@@ -104,46 +77,33 @@ impl Cover {
         attributes(Inode::Named(from, name), Inode::Named(to, name), &stat)?;
         Ok(Put::Done)
     }
-
-    /// Opens the parent of `inside` in the cover, made with the attributes that the topmost lower's directories have;
-    /// `None` where no lower has it.
-    fn way_to(&self, lowers: &[OwnedFd], inside: &Path) -> Result<Option<OwnedFd>> {
-        let mut at = openat(&self.dir, c".", DIRECTORY, Mode::empty())?;
-        let mut sources: Vec<OwnedFd> =
-            lowers.iter().map(|lower| lower.try_clone()).collect::<std::io::Result<_>>()?;
-        let parent = inside.parent().unwrap_or(Path::new(""));
-        for part in parent.components() {
-            let Component::Normal(part) = part else { continue };
-            let name = CString::new(part.as_bytes())?;
-            sources = sources.iter().filter_map(|source| openat(source, &*name, BELOW, Mode::empty()).ok()).collect();
-            let Some(top) = sources.first() else { return Ok(None) };
-            match mkdirat(&at, &*name, Mode::RWXU) {
-                Ok(()) => {
-                    let stat = fstat(top)?;
-                    // By the descriptor of the directory itself, which only names it.
-                    attributes(Inode::Named(top.as_fd(), c"."), Inode::Named(at.as_fd(), &name), &stat)
-                        .with_context(|| self.name_of(inside))?;
-                }
-                Err(Errno::EXIST) => {}
-                Err(e) => return Err(e).with_context(|| self.name_of(inside)),
-            }
-            at = openat(&at, &*name, BELOW, Mode::empty()).with_context(|| self.name_of(inside))?;
-        }
-        Ok(Some(at))
-    }
-
-    fn name_of(&self, inside: &Path) -> String {
-        self.path.join(inside).display().to_string()
-    }
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const BELOW: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-fn last_name(inside: &Path) -> Result<Option<CString>> {
-    inside.file_name().map(|name| CString::new(name.as_bytes()).context("a name with a NUL")).transpose()
+/// Copies the file `from`, which is mounted on a file of a lower, to `to`. False where that cannot be: it is no regular file,
+/// or closed to this user, or much and another's.
+pub fn copy_file(from: &Path, to: &Path) -> Result<bool> {
+    let open = |path: &Path| -> Result<(OwnedFd, CString)> {
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        let name = CString::new(path.file_name().unwrap_or_default().as_bytes())?;
+        let dir = openat(CWD, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .with_context(|| dir.display().to_string())?;
+        Ok((dir, name))
+    };
+    let ((from, from_name), (to, to_name)) = (open(from)?, open(to)?);
+    let stat = statat(&from, &*from_name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(false);
+    }
+    let copied = copy_as((from.as_fd(), &from_name), &stat, (to.as_fd(), &to_name), false)?;
+    if copied == Copied::No {
+        return Ok(false);
+    }
+    attributes(Inode::Named(from.as_fd(), &from_name), Inode::Named(to.as_fd(), &to_name), &stat)?;
+    Ok(true)
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Copied {
     Yes,
     /// It is another name of the same file.
@@ -153,7 +113,12 @@ enum Copied {
 
 /// Copies the content of a regular file: shares it (reflink), else makes another name of the file where it is this user's
 /// own, else copies it. Not what cannot be read, or is too much.
-fn copy(from: BorrowedFd<'_>, name: &CStr, stat: &Stat, to: BorrowedFd<'_>) -> Result<Copied> {
+fn copy_as(
+    (from, name): (BorrowedFd<'_>, &CStr),
+    stat: &Stat,
+    (to, to_name): (BorrowedFd<'_>, &CStr),
+    may_link: bool,
+) -> Result<Copied> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let source = match openat(from, name, flags, Mode::empty()) {
         Ok(source) => source,
@@ -162,16 +127,16 @@ fn copy(from: BorrowedFd<'_>, name: &CStr, stat: &Stat, to: BorrowedFd<'_>) -> R
     };
     let make = || {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        openat(to, name, flags, Mode::RUSR | Mode::WUSR)
+        openat(to, to_name, flags, Mode::RUSR | Mode::WUSR)
     };
     let target = make()?;
     if stat.st_size == 0 || ioctl_ficlone(&target, &source).is_ok() {
         return Ok(Copied::Yes);
     }
-    rustix::fs::unlinkat(to, name, AtFlags::empty())?;
+    rustix::fs::unlinkat(to, to_name, AtFlags::empty())?;
     // Nothing writes to what is in a lower.
     let own = stat.st_uid == rustix::process::geteuid().as_raw();
-    if own && linkat(from, name, to, name, AtFlags::empty()).is_ok() {
+    if own && may_link && linkat(from, name, to, to_name, AtFlags::empty()).is_ok() {
         return Ok(Copied::Linked);
     }
     if stat.st_size > MUCH && !own {

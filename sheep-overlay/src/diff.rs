@@ -1,31 +1,36 @@
 //! `diff`: what changed in an overlay against its lowers.
 //!
-//! What counts as a change is the same for both backends, so that the same deeds give the same output:
+//! What counts as a change is the same for all backends, so that the same deeds give the same output:
 //!
 //! - `A`: the lowers have no such path. An added directory is listed, and everything in it.
 //! - `D`: the lowers have it, the overlay has not. A deleted directory is one line.
-//! - `M`: another type, or another mode, owner, content, link target, device number, or set of xattrs (ACLs and
-//!   capabilities among them); for what is no directory, another modification time too. A directory whose entries changed
-//!   is not a change itself. A file that was copied up and is as before is none either: opening it for writing does that.
+//! - `M`: another mode, owner, content, link target, device number, or set of xattrs (ACLs and capabilities among them);
+//!   for what is no directory, another modification time too, and more hard links. A directory whose entries changed is
+//!   not a change itself. A file that was copied up and is as before is none either: opening it for writing does that.
+//! - `T`: another type. What was in a directory that is none any more is not listed.
+//! - `R`: what is no directory, deleted at one path and added at another, with the same content and attributes.
+//! - `O`: a directory made anew in the place of one of the lowers; what that had and this has not is `D` besides.
 //!
-//! Hard links: the copy backend keeps them, so a write through one name changes them all; OverlayFS breaks them
-//! (`index=off`). There the two differ, as what they show differs.
-//!
-//! In lines, control characters and bytes that are not UTF-8 are escaped (`\n`, `\t`, `\u{1b}`, `\xff`) and a backslash
-//! is `\\`, so that a line is a change and a terminal is safe. `--json` has the exact bytes.
+//! Hard links: a copy keeps them, so a write through one name changes them all; OverlayFS breaks them (`index=off`).
+//! There the two differ, as what they show differs.
 
 mod compare;
+mod rename;
+mod show;
 mod tree;
 
-use std::fmt::Write;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use serde_json::json;
+use rustix::fs::{FileType, Stat};
 
-use crate::cli;
-use crate::doc::{Overlay, name_to_json, write_out};
+use crate::doc::Overlay;
+use crate::trees::{self, Tree};
+use crate::walk::{Walk, join};
+
+pub use show::{escaped, human, run};
 
 /// One changed path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +39,18 @@ pub struct Change {
     pub path: PathBuf,
     /// What happened to it.
     pub kind: Kind,
+    /// In what it differs from before, sorted; only of what was modified, renamed (then xattrs at most), or made anew.
+    pub what: Vec<Aspect>,
+    /// The old path, of what was renamed.
+    pub from: Option<PathBuf>,
+    /// The lower directory that has what was there before; none for what was added.
+    pub layer: Option<PathBuf>,
+    /// How many bytes the content, or the link's target, had before; none for anything but files and symbolic links.
+    pub old_size: Option<u64>,
+    /// How many it has now.
+    pub size: Option<u64>,
+    /// Its type now, or what it was before it was deleted.
+    pub file_type: FileType,
 }
 
 /// What happened to a path.
@@ -45,14 +62,27 @@ pub enum Kind {
     Modified,
     /// The lowers have it, the merged view has not.
     Deleted,
+    /// It is of another type than what the lowers have.
+    Type,
+    /// The lowers have it at another path, and there the merged view has nothing.
+    Renamed,
+    /// A directory that hides the lowers' of the same path instead of changing it.
+    Opaque,
 }
 
 impl Kind {
-    fn letter(self) -> char {
+    /// Every kind, as sums list them.
+    pub const ALL: [Kind; 6] = [Kind::Added, Kind::Modified, Kind::Deleted, Kind::Type, Kind::Renamed, Kind::Opaque];
+
+    /// The letter for it in lines.
+    pub fn letter(self) -> char {
         match self {
             Kind::Added => 'A',
             Kind::Modified => 'M',
             Kind::Deleted => 'D',
+            Kind::Type => 'T',
+            Kind::Renamed => 'R',
+            Kind::Opaque => 'O',
         }
     }
 
@@ -62,63 +92,107 @@ impl Kind {
             Kind::Added => "added",
             Kind::Modified => "modified",
             Kind::Deleted => "deleted",
+            Kind::Type => "type",
+            Kind::Renamed => "renamed",
+            Kind::Opaque => "opaque",
         }
     }
+}
+
+/// In what an inode can differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Aspect {
+    /// The bytes of a file.
+    Content,
+    /// Where a symbolic link leads.
+    Target,
+    /// The number of a device.
+    Device,
+    /// How many bytes a file has.
+    Size,
+    /// The permission bits.
+    Mode,
+    /// User or group.
+    Owner,
+    /// Extended attributes other than ACLs.
+    Xattr,
+    /// The access control list, or a directory's default one.
+    Acl,
+    /// The modification time.
+    Times,
+    /// The number of hard links.
+    Links,
+}
+
+impl Aspect {
+    /// The word for it in documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Aspect::Content => "content",
+            Aspect::Target => "target",
+            Aspect::Device => "device",
+            Aspect::Size => "size",
+            Aspect::Mode => "mode",
+            Aspect::Owner => "owner",
+            Aspect::Xattr => "xattr",
+            Aspect::Acl => "acl",
+            Aspect::Times => "times",
+            Aspect::Links => "links",
+        }
+    }
+}
+
+/// How closely to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Which paths changed, and how; not all that is in [`Change::what`], nor the sizes.
+    Kinds,
+    /// All that a [`Change`] has.
+    Everything,
 }
 
 /// The changes of an overlay, mounted or kept, sorted by the bytes of their paths. What is changed meanwhile may or may
 /// not be among them.
 pub fn changes(overlay: &Overlay) -> Result<Vec<Change>> {
-    let mut changes = tree::changes(overlay)?;
-    changes.sort_unstable_by(|a, b| a.path.as_os_str().as_bytes().cmp(b.path.as_os_str().as_bytes()));
+    changes_to(overlay, Depth::Everything)
+}
+
+/// Like [`changes`], looking only as closely as is asked.
+pub fn changes_to(overlay: &Overlay, depth: Depth) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    for tree in trees::of(overlay) {
+        let (found, walk) = tree::changes(overlay, &tree, depth)?;
+        changes.extend(found.into_iter().map(|found| change(&tree, &walk, found)));
+    }
+    changes.sort_unstable_by(|a, b| bytes(&a.path).cmp(bytes(&b.path)));
     Ok(changes)
 }
 
-/// Prints the changes: `A /path` lines, or with `json` a document a line: `{"path": "/path", "change": "added"}`.
-pub fn run(overlay: &Overlay, args: &cli::Diff) -> Result<()> {
-    let mut out = String::new();
-    for Change { path, kind } in changes(overlay)? {
-        if args.json {
-            out.push_str(&json!({"path": name_to_json(path.as_os_str()), "change": kind.name()}).to_string());
-        } else {
-            out.push(kind.letter());
-            out.push(' ');
-            push_escaped(&mut out, path.as_os_str().as_bytes());
-        }
-        out.push('\n');
-    }
-    write_out(out.as_bytes())
-}
-
-fn push_escaped(line: &mut String, path: &[u8]) {
-    for chunk in path.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c.is_control() || c == '\\' { line.extend(c.escape_default()) } else { line.push(c) }
-        }
-        for byte in chunk.invalid() {
-            // Writing to a string cannot fail.
-            let _ = write!(line, "\\x{byte:02x}");
-        }
+fn change(tree: &Tree, walk: &Walk, found: tree::Found) -> Change {
+    Change {
+        path: from_top(tree, &found.path),
+        kind: found.kind,
+        what: found.what,
+        from: found.from.map(|from| from_top(tree, &from)),
+        layer: found.lower.map(|lower| walk.stack.lower(lower).to_path_buf()),
+        old_size: found.old.as_deref().and_then(size),
+        size: found.new.as_deref().and_then(size),
+        file_type: found.file_type,
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A path in a tree as one from the merged directory on.
+fn from_top(tree: &Tree, path: &[u8]) -> PathBuf {
+    let mut full = vec![b'/'];
+    full.extend(if path.is_empty() { tree.prefix.clone() } else { join(&tree.prefix, path) });
+    PathBuf::from(OsStr::from_bytes(&full))
+}
 
-    #[test]
-    fn a_path_is_one_line_and_harmless() {
-        let table: [(&[u8], &str); 5] = [
-            (b"/plain name", "/plain name"),
-            ("/übel".as_bytes(), "/übel"),
-            (b"/a\nD /b\t", "/a\\nD /b\\t"),
-            (b"/back\\slash\x1b[2J", "/back\\\\slash\\u{1b}[2J"),
-            (b"/\xff\xc2\x9b", "/\\xff\\u{9b}"),
-        ];
-        for (path, want) in table {
-            let mut line = String::new();
-            push_escaped(&mut line, path);
-            assert_eq!(line, want);
-        }
-    }
+fn size(stat: &Stat) -> Option<u64> {
+    let has = matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Symlink);
+    has.then(|| stat.st_size.try_into().unwrap_or_default())
+}
+
+fn bytes(path: &std::path::Path) -> &[u8] {
+    path.as_os_str().as_bytes()
 }

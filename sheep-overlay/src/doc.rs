@@ -138,8 +138,8 @@ pub struct Overlay {
     pub boot_id: Option<String>,
     /// When the overlay was made, RFC 3339 UTC.
     pub created: String,
-    /// A layer of Sheep's own between the lowers and the upper: whiteouts over what is hidden, copies of files that are
-    /// mounted in a lower.
+    /// A layer of Sheep's own in the place of a lower that is shown entry by entry (`split`): copies of its entries that are
+    /// no directories.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cover: Option<DocPath>,
     /// The lower is shown entry by entry: its directories are mounts of their own (`mounts`), the rest is in the cover. So
@@ -250,6 +250,10 @@ pub enum How {
     Bind,
     /// Bound, and read-only: OverlayFS does not take it.
     ReadOnly,
+    /// A file that is mounted on a file: a copy of it, `upper`, is bound in its place.
+    File,
+    /// Hidden: something empty is bound over it.
+    Hidden,
 }
 
 /// A user namespace, by its maps.

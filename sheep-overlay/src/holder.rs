@@ -47,6 +47,7 @@ pub fn keep_only_the_lock() -> Result<()> {
     for number in 0..3 {
         sys::duplicate_to(null.as_raw_fd(), number)?;
     }
+    drop(null);
     let own = fs::read_dir("/proc/self/fd").context("/proc/self/fd")?;
     let lock = own.flatten().filter_map(|entry| {
         let number: i32 = entry.file_name().to_str()?.parse().ok()?;

@@ -2,8 +2,8 @@
 //! what goes into the covers.
 //!
 //! OverlayFS shows an empty directory where something is mounted below a lower. So each such mount gets an overlay of its own,
-//! mounted in its place in the merged view; what is the kernel's own (proc, sys, dev) is bound as it is; a file that
-//! is mounted on a file is copied into the cover of the tree that it is in. Where OverlayFS refuses a file system as a
+//! mounted in its place in the merged view; what is the kernel's own (proc, sys, dev) is bound as it is; of a file
+//! that is mounted on a file a copy is bound in its place. Where OverlayFS refuses a file system as a
 //! lower, it is bound read-only, and said so (see [`crate::assemble`]).
 //!
 //! In a user namespace the kernel refuses a lower with mounts below it altogether, for these are locked together with what
@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ use crate::doc::{DocPath, How, Mount, Overlay};
 use crate::layer::{self, Marks, Opaque};
 use crate::lowers::{Lower, open_path};
 use crate::mountinfo::{self, Entry};
-use crate::{exit, upper};
+use crate::{cover, exit, upper};
 
 /// File systems of the kernel's own: their files are no data, and a copy of them has no meaning.
 const PSEUDO: [&str; 22] = [
@@ -58,10 +58,6 @@ struct Tree {
     /// Bottom first.
     lowers: Vec<PathBuf>,
     split: bool,
-    /// Hidden, from the tree's root on.
-    hide: Vec<PathBuf>,
-    /// Files that are mounted: from the tree's root on, and where they are.
-    files: Vec<(PathBuf, PathBuf)>,
 }
 
 struct Plan<'a> {
@@ -95,7 +91,7 @@ pub fn plan(overlay: &mut Overlay, lowers: &[Lower], wanted: Wanted<'_>) -> Resu
     plan.below.retain(|entry| !plan.hide.iter().any(|hidden| inside(&entry.point).is_some_and(|at| at.starts_with(hidden))));
     let paths: Vec<PathBuf> = lowers.iter().map(|lower| lower.path.clone()).collect();
     plan.root(&paths)?;
-    plan.share_out_hidden()?;
+    plan.cover_hidden()?;
     plan.note(overlay)
 }
 
@@ -138,7 +134,7 @@ impl Plan<'_> {
             };
             let (point, pseudo) = (entry.point.clone(), is_pseudo(entry, lowers));
             if !is_directory(&point) {
-                self.mounted_file(&at, point);
+                self.bound.push((at, point, How::File));
             } else if pseudo {
                 self.bound.push((at, point, How::Bind));
             } else if let lowers @ [_, ..] = &*layered(lowers, &at)? {
@@ -158,14 +154,6 @@ impl Plan<'_> {
 
     fn is_in_bound(&self, at: &Path) -> bool {
         self.bound.iter().any(|(bound, _, _)| at.starts_with(bound))
-    }
-
-    /// Notes a mounted file in the tree that it is in.
-    fn mounted_file(&mut self, at: &Path, point: PathBuf) {
-        if let Some(tree) = self.trees.iter_mut().rev().find(|tree| at.starts_with(&tree.at)) {
-            let inside = at.strip_prefix(&tree.at).unwrap_or(at).to_path_buf();
-            tree.files.push((inside, point));
-        }
     }
 
     /// A directory with locked mounts below it.
@@ -196,15 +184,23 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// Gives each hidden path to the tree that it is in.
-    fn share_out_hidden(&mut self) -> Result<()> {
+    /// Covers each hidden path that is in the view with something empty. Where the lower is shown entry by entry it need
+    /// not be shown at all.
+    fn cover_hidden(&mut self) -> Result<()> {
         for hidden in &self.hide {
             if let Some((bound, _, how)) = self.bound.iter().find(|(bound, _, _)| hidden.starts_with(bound)) {
                 let why = if *how == How::Bind { "bound into the view as it is" } else { "bound read-only" };
                 return Err(exit::usage(format!("--hide /{}: /{} is {why}", hidden.display(), bound.display())));
             }
-            if let Some(tree) = self.trees.iter_mut().rev().find(|tree| hidden.starts_with(&tree.at)) {
-                tree.hide.push(hidden.strip_prefix(&tree.at).unwrap_or(hidden).to_path_buf());
+            let Some(tree) = self.trees.iter().rev().find(|tree| hidden.starts_with(&tree.at)) else { continue };
+            let inside = hidden.strip_prefix(&tree.at).unwrap_or(hidden);
+            if tree.split && inside.parent() == Some(Path::new("")) {
+                continue;
+            }
+            let there = tree.lowers.iter().rev().find_map(|lower| std::fs::symlink_metadata(lower.join(inside)).ok());
+            if let Some(there) = there {
+                let name = if there.is_dir() { "empty" } else { "nothing" };
+                self.bound.push((hidden.clone(), self.wanted.dir.join(name), How::Hidden));
             }
         }
         Ok(())
@@ -246,42 +242,46 @@ impl Plan<'_> {
             }
         }
         for (at, what, how) in &self.bound {
-            let reason = match how {
-                How::Bind => "it is the kernel's own",
-                _ => "it cannot be listed by this user",
-            };
-            mounts.push(bound_mount(at, what.clone(), *how, Some(reason.to_owned())));
+            mounts.push(self.bound(at, what, *how, mounts.len())?);
         }
         overlay.mounts = mounts;
         Ok(())
+    }
+
+    /// Notes something that is bound, and makes what is needed for it.
+    fn bound(&self, at: &Path, what: &Path, how: How, number: usize) -> Result<Mount> {
+        let mut how = how;
+        let mut reason = match how {
+            How::Bind => Some("it is the kernel's own"),
+            How::ReadOnly => Some("it cannot be listed by this user"),
+            How::File | How::Hidden | How::Overlay => None,
+        };
+        if how == How::Hidden {
+            make_empty(self.wanted.dir)?;
+        }
+        if how == How::File {
+            let place = part_dir(self.wanted.dir, number);
+            make_dirs(&place)?;
+            if !cover::copy_file(what, &place.join("file"))? {
+                (how, reason) = (How::ReadOnly, Some("it cannot be copied by this user"));
+            }
+        }
+        let mut mount = bound_mount(at, what.to_path_buf(), how, reason.map(str::to_owned));
+        place_mount(&mut mount, false, self.wanted.dir, number);
+        Ok(mount)
     }
 
     fn lower_of(&self, tree: &Tree, name: &Path) -> PathBuf {
         tree.lowers.last().map(|lower| lower.join(name)).unwrap_or_default()
     }
 
-    /// Makes the cover of a tree, if it needs one. Also gives the entries for which there are only placeholders.
+    /// Makes the cover of a tree that is shown entry by entry. Also gives the entries for which there are only placeholders.
     fn cover(&self, tree: &Tree, place: &Path) -> Result<(Option<DocPath>, Vec<PathBuf>)> {
-        if !tree.split && tree.hide.is_empty() && tree.files.is_empty() {
+        if !tree.split {
             return Ok((None, Vec::new()));
         }
         let path = place.join("cover");
-        let cover = Cover::make(&path)?;
-        let mut left_out = Vec::new();
-        if tree.split {
-            left_out = self.entries(tree, &cover)?;
-        } else {
-            let opened = tree.lowers.iter().rev().map(|lower| open_path(lower).with_context(|| lower.display().to_string()));
-            let lowers: Vec<OwnedFd> = opened.collect::<Result<_>>()?;
-            for hidden in &tree.hide {
-                cover.hide(&lowers, hidden)?;
-            }
-            for (inside, from) in &tree.files {
-                if cover.put_mounted(&lowers, inside, from)? == Put::Placeholder {
-                    left_out.push(inside.clone());
-                }
-            }
-        }
+        let left_out = self.entries(tree, &Cover::make(&path)?)?;
         Ok((Some(path.into()), left_out))
     }
 
@@ -291,7 +291,7 @@ impl Plan<'_> {
         for dir in &tree.lowers {
             let from = open_path(dir).with_context(|| dir.display().to_string())?;
             for name in list(dir)? {
-                if tree.hide.contains(&name) {
+                if self.hide.contains(&tree.at.join(&name)) {
                     continue;
                 }
                 let raw = CString::new(name.as_os_str().as_bytes())?;
@@ -327,8 +327,13 @@ fn part_dir(dir: &Path, number: usize) -> PathBuf {
 
 /// Sets the paths of a part that are in the overlay's directory.
 pub fn place_mount(mount: &mut Mount, tmpfs: bool, dir: &Path, number: usize) {
-    if mount.how != How::Overlay {
-        return;
+    match mount.how {
+        How::Overlay => {}
+        How::File => {
+            mount.upper = Some(part_dir(dir, number).join("file").into());
+            return;
+        }
+        How::Bind | How::ReadOnly | How::Hidden => return,
     }
     let base = if tmpfs { part_dir(&dir.join("tmpfs"), number) } else { part_dir(dir, number) };
     mount.upper = Some(base.join("upper").into());
@@ -336,6 +341,13 @@ pub fn place_mount(mount: &mut Mount, tmpfs: bool, dir: &Path, number: usize) {
     if mount.cover.is_some() {
         mount.cover = Some(part_dir(dir, number).join("cover").into());
     }
+}
+
+/// What lies over hidden things: an empty directory and an empty file.
+fn make_empty(dir: &Path) -> Result<()> {
+    make_dirs(&dir.join("empty"))?;
+    let nothing = dir.join("nothing");
+    std::fs::write(&nothing, "").with_context(|| nothing.display().to_string())
 }
 
 fn make_dirs(dir: &Path) -> Result<()> {

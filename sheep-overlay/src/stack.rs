@@ -10,6 +10,7 @@ use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -53,12 +54,15 @@ pub struct Dir {
     stat: Option<Stat>,
     /// It is to be taken for empty.
     closed: bool,
+    /// There is none, because something that is no directory was found first: a whiteout, or an entry of the view.
+    blocked: bool,
 }
 
 #[derive(Debug)]
 struct Layer {
     fd: OwnedFd,
-    mark: Opaque,
+    /// Read when it is asked for: mostly nothing lies below it, and then it says nothing.
+    mark: OnceLock<Opaque>,
     /// Its place in `Stack::lowers`.
     lower: usize,
 }
@@ -77,7 +81,7 @@ pub struct Entry {
 impl Dir {
     /// A directory that the stack does not have: nothing is in it.
     pub fn absent() -> Self {
-        Dir { layers: Vec::new(), stat: None, closed: true }
+        Dir { layers: Vec::new(), stat: None, closed: true, blocked: false }
     }
 
     /// The attributes; `None` if the stack has no such directory.
@@ -93,6 +97,16 @@ impl Dir {
     /// The topmost open directory; `None` if the stack has no such directory.
     pub fn top(&self) -> Option<BorrowedFd<'_>> {
         self.layers.first().map(|layer| layer.fd.as_fd())
+    }
+
+    /// Whether there is none because something that is no directory was found first; [`Stack::lookup`] says what.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Which of the stack's lowers the layer is of that an [`Entry`] or [`Stack::lookup`] named.
+    pub fn lower_of(&self, layer: usize) -> usize {
+        self.layers[layer].lower
     }
 
     /// How many descriptors it holds.
@@ -131,10 +145,12 @@ impl Stack {
     pub fn root(&self) -> Result<Dir> {
         let mut dir = Dir::absent();
         for (lower, opened) in self.lowers.iter().enumerate() {
-            let added = openat(&opened.fd, c".", DIRECTORY, Mode::empty())
-                .map_err(anyhow::Error::from)
-                .and_then(|fd| self.add(&mut dir, fd, lower));
-            if !added.with_context(|| format!("lower {}", opened.path.display()))? {
+            let last = lower + 1 == self.lowers.len();
+            let mut hides_rest = || -> Result<bool> {
+                self.add(&mut dir, openat(&opened.fd, c".", DIRECTORY, Mode::empty())?, lower)?;
+                Ok(!last && self.hides_below(&dir)?)
+            };
+            if hides_rest().with_context(|| format!("lower {}", opened.path.display()))? {
                 break;
             }
         }
@@ -150,16 +166,25 @@ impl Stack {
             return Ok(child);
         }
         for (at, layer) in dir.layers.iter().enumerate() {
-            let go_on = match self.open_at(layer.fd.as_fd(), name, OFlags::DIRECTORY) {
-                Ok(fd) => self.add(&mut child, fd, layer.lower),
-                Err(Errno::NOENT) => Ok(true),
-                Err(Errno::NOTDIR | Errno::LOOP) => Ok(false),
-                Err(e) => Err(e.into()),
+            let last = at + 1 == dir.layers.len();
+            let mut hides_rest = || -> Result<bool> {
+                match self.open_at(layer.fd.as_fd(), name, OFlags::DIRECTORY) {
+                    Ok(fd) => {
+                        self.add(&mut child, fd, layer.lower)?;
+                        Ok(last || child.closed || self.hides_below(&child)?)
+                    }
+                    Err(Errno::NOENT) => Ok(false),
+                    Err(Errno::NOTDIR | Errno::LOOP) => {
+                        child.blocked = child.stat.is_none();
+                        Ok(true)
+                    }
+                    Err(e) => Err(e.into()),
+                }
             };
-            if !go_on.with_context(|| self.describe(dir, at, path, name))? || (child.closed && child.stat.is_some()) {
+            if hides_rest().with_context(|| self.describe(dir, at, path, name))? {
                 break;
             }
-            if child.stat.is_some() && at + 1 < dir.layers.len() && self.is_redirected(&child) {
+            if child.stat.is_some() && self.is_redirected(&child) {
                 let place = self.describe(dir, at, path, name);
                 bail!(
                     "{place}: renamed in its layer (overlay.redirect); such a layer cannot be read without OverlayFS"
@@ -182,8 +207,8 @@ impl Stack {
         Ok(dir)
     }
 
-    /// Adds a layer to a directory; false where the ones below are hidden by it.
-    fn add(&self, dir: &mut Dir, fd: OwnedFd, lower: usize) -> Result<bool> {
+    /// Adds a layer to a directory.
+    fn add(&self, dir: &mut Dir, fd: OwnedFd, lower: usize) -> Result<()> {
         if dir.stat.is_none() {
             let stat = fstat(&fd)?;
             dir.closed = self.hidden == Some((stat.st_dev, stat.st_ino));
@@ -193,9 +218,31 @@ impl Stack {
             }
             dir.stat = Some(stat);
         }
-        let mark = layer::opaque(&fd, self.marks)?;
-        dir.layers.push(Layer { fd, mark, lower });
-        Ok(mark != Opaque::Yes)
+        dir.layers.push(Layer { fd, mark: OnceLock::new(), lower });
+        Ok(())
+    }
+
+    /// Whether the last layer of a directory is opaque.
+    fn hides_below(&self, dir: &Dir) -> Result<bool> {
+        dir.layers.last().map_or(Ok(false), |layer| Ok(self.mark(layer)? == Opaque::Yes))
+    }
+
+    fn mark(&self, layer: &Layer) -> std::io::Result<Opaque> {
+        match layer.mark.get() {
+            Some(mark) => Ok(*mark),
+            None => {
+                let mark = layer::opaque(&layer.fd, self.marks)?;
+                Ok(*layer.mark.get_or_init(|| mark))
+            }
+        }
+    }
+
+    /// Whether an entry of a layer is a whiteout.
+    fn is_whiteout(&self, layer: &Layer, name: &CStr, stat: &Stat) -> std::io::Result<bool> {
+        // Of anything but an empty file the directory's mark need not be known.
+        let may_be_marked = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0;
+        let mark = if may_be_marked { self.mark(layer)? } else { Opaque::No };
+        layer::is_whiteout(&layer.fd, name.to_bytes(), stat, mark, self.marks)
     }
 
     fn is_redirected(&self, dir: &Dir) -> bool {
@@ -243,11 +290,11 @@ impl Stack {
                 continue;
             }
             let (mut kind, mut hides) = (entry.file_type(), false);
-            let may_be_marked = kind == FileType::RegularFile && layer.mark == Opaque::HasXattrWhiteouts;
+            let may_be_marked = kind == FileType::RegularFile && self.mark(layer)? == Opaque::HasXattrWhiteouts;
             if may_be_marked || matches!(kind, FileType::CharacterDevice | FileType::Unknown) {
                 let stat = statat(&layer.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
                 kind = FileType::from_raw_mode(stat.st_mode);
-                hides = layer::is_whiteout(&layer.fd, name.to_bytes(), &stat, layer.mark, self.marks)?;
+                hides = self.is_whiteout(layer, name, &stat)?;
             }
             found(Entry { name: name.to_owned(), kind, layer: at }, hides);
         }
@@ -262,8 +309,8 @@ impl Stack {
         for (at, layer) in dir.layers.iter().enumerate() {
             match statat(&layer.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => {
-                    let hides = layer::is_whiteout(&layer.fd, name.to_bytes(), &stat, layer.mark, self.marks)
-                        .with_context(|| self.describe(dir, at, path, name))?;
+                    let hides =
+                        self.is_whiteout(layer, name, &stat).with_context(|| self.describe(dir, at, path, name))?;
                     return Ok(if hides { None } else { Some((at, stat)) });
                 }
                 Err(Errno::NOENT) => {}
@@ -271,6 +318,16 @@ impl Stack {
             }
         }
         Ok(None)
+    }
+
+    /// The directory of a lower, by its place in the stack (see [`Dir::lower_of`]).
+    pub fn lower(&self, lower: usize) -> &Path {
+        &self.lowers[lower].path
+    }
+
+    /// Opens the directory `path` of one lower, whatever hides it in the view.
+    pub fn open_dir_of(&self, lower: usize, path: &[u8]) -> Result<OwnedFd, Errno> {
+        open_beneath(&self.lowers[lower].fd, path)
     }
 
     /// Opens `name` in an open directory for reading: never through a symbolic link, never waiting for a FIFO's writer,

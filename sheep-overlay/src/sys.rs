@@ -2,9 +2,10 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
@@ -254,4 +255,30 @@ pub fn limit_project(file: &OwnedFd, project: u32, bytes: u64) -> Result<(), Err
     block.dqb_bsoftlimit = block.dqb_bhardlimit;
     block.dqb_valid = QIF_BLIMITS;
     quotactl(file, Q_SETQUOTA, project, &mut block)
+}
+
+/// The file handle of `name` in `dir`, of its own and no link's target: its type and its bytes. `None` where the file
+/// system has none, or the file has gone.
+pub fn file_handle(dir: BorrowedFd<'_>, name: &CStr) -> Option<(i32, Vec<u8>)> {
+    const MOST: usize = 128;
+    #[repr(C)]
+    struct Handle {
+        length: libc::c_uint,
+        kind: libc::c_int,
+        bytes: [u8; MOST],
+    }
+    let mut handle = Handle { length: MOST as _, kind: 0, bytes: [0; MOST] };
+    let mut mount_id: libc::c_int = 0;
+    // SAFETY: the handle says how many bytes it has room for, and all that is passed outlives the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            &raw mut handle,
+            &raw mut mount_id,
+            0 as libc::c_int,
+        )
+    };
+    (done == 0).then(|| (handle.kind, handle.bytes[..(handle.length as usize).min(MOST)].to_vec()))
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{Mode, OFlags, Stat, openat};
 
 use crate::stack::{Dir, Stack, open_beneath};
 
@@ -22,6 +22,9 @@ const KEPT: usize = 256;
 pub struct Pair {
     /// In the merged view of the lowers.
     pub lower: Dir,
+    /// What the lowers have in its place, where that is no directory: the lower, by its place in the stack, and the
+    /// attributes.
+    pub instead: Option<(usize, Stat)>,
     /// The real directory, opened for reading.
     pub real: OwnedFd,
     kept: Arc<AtomicUsize>,
@@ -65,7 +68,7 @@ impl Walk {
     /// A walk of `stack` and the tree below `real`.
     pub fn new(stack: Stack, real: OwnedFd, real_name: String) -> Result<Self> {
         let kept = Arc::new(AtomicUsize::new(0));
-        let root = Arc::new(Pair { lower: stack.root()?, real, kept: kept.clone(), weight: 0 });
+        let root = Arc::new(Pair { lower: stack.root()?, instead: None, real, kept: kept.clone(), weight: 0 });
         Ok(Walk { stack, root, real_name, kept })
     }
 
@@ -95,15 +98,15 @@ impl Walk {
             Parent::Closed(lowers) => {
                 let lower = self.stack.reopen(lowers, path)?;
                 let real = open_beneath(&self.root.real, path).with_context(|| self.describe_real(path))?;
-                self.step(&self.pair(lower, real), path, name)
+                self.step(&self.pair(lower, None, real), path, name)
             }
         }
     }
 
-    fn pair(&self, lower: Dir, real: OwnedFd) -> Pair {
+    fn pair(&self, lower: Dir, instead: Option<(usize, Stat)>, real: OwnedFd) -> Pair {
         let weight = lower.descriptors() + 1;
         self.kept.fetch_add(weight, Ordering::Relaxed);
-        Pair { lower, real, kept: self.kept.clone(), weight }
+        Pair { lower, instead, real, kept: self.kept.clone(), weight }
     }
 
     fn step(&self, parent: &Pair, path: &[u8], name: &[u8]) -> Result<Arc<Pair>> {
@@ -112,7 +115,9 @@ impl Walk {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let real = openat(&parent.real, &name, flags, Mode::empty())
             .with_context(|| self.describe_real(&join(path, name.to_bytes())))?;
-        Ok(Arc::new(self.pair(lower, real)))
+        let instead = if lower.is_blocked() { self.stack.lookup(&parent.lower, &name, path)? } else { None };
+        let instead = instead.map(|(layer, stat)| (parent.lower.lower_of(layer), stat));
+        Ok(Arc::new(self.pair(lower, instead, real)))
     }
 
     /// Where `path` is in the real tree, for messages.

@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use sheep_overlay::backend::copy::copy_stack;
-use sheep_overlay::diff::{Kind, changes};
+use sheep_overlay::diff::{Aspect, Change, Kind, changes};
 use sheep_overlay::doc::{Backend, Overlay};
 use trees::Scratch;
 
@@ -58,13 +58,28 @@ fn overlay(dir: &Path, backend: Backend, lowers: &[PathBuf]) -> Overlay {
 
 /// The changes as lines.
 fn lines(overlay: &Overlay) -> Vec<String> {
-    let line = |change: &sheep_overlay::diff::Change| {
-        let letter = match change.kind {
-            Kind::Added => 'A',
-            Kind::Modified => 'M',
-            Kind::Deleted => 'D',
-        };
-        format!("{letter} {}", change.path.display())
+    let line = |change: &Change| {
+        let from = change.from.as_ref().map_or_else(String::new, |from| format!("{} -> ", from.display()));
+        format!("{} {from}{}", change.kind.letter(), change.path.display())
     };
     changes(overlay).unwrap().iter().map(line).collect()
+}
+
+/// The changes as two pictures of the tree tell them, which see neither where a file came from nor that a directory is
+/// another one: what was renamed is deleted and added, and links are not counted.
+fn plain_lines(overlay: &Overlay) -> Vec<String> {
+    let mut plain = Vec::new();
+    for change in changes(overlay).unwrap() {
+        let letter = match change.kind {
+            Kind::Modified if change.what == [Aspect::Links] => continue,
+            Kind::Opaque if change.what.is_empty() => continue,
+            Kind::Opaque | Kind::Type => 'M',
+            Kind::Renamed => 'A',
+            kind => kind.letter(),
+        };
+        plain.extend(change.from.map(|from| (from, 'D')));
+        plain.push((change.path, letter));
+    }
+    plain.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
+    plain.iter().map(|(path, letter)| format!("{letter} {}", path.display())).collect()
 }

@@ -1,6 +1,6 @@
-//! Whether two inodes are the same to a user who looks at them.
+//! How two inodes differ to a user who looks at them.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
 
@@ -8,12 +8,16 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{FileType, OFlags, Stat, fstat, readlinkat};
 use rustix::io::pread;
 
+use super::{Aspect, Depth};
 use crate::backend::copy::note::Note;
 use crate::inode::{Inode, xattr_names};
 use crate::layer;
 use crate::stack::Stack;
 
 const PIECE: usize = 128 << 10;
+
+/// How the notes begin that fuse-overlayfs keeps in an upper.
+const FUSE_XATTR_PREFIX: &[u8] = b"user.fuseoverlayfs.";
 
 /// Where an entry is, and its attributes.
 #[derive(Clone, Copy)]
@@ -29,89 +33,144 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Buffers that live as long as the walk.
+/// What the comparing goes by, and buffers that live as long as the walk.
 pub(super) struct Compare<'a> {
-    stack: &'a Stack,
+    pub stack: &'a Stack,
     /// For a copy: what it could not keep is no change.
-    note: Option<&'a Note>,
+    pub note: Option<&'a Note>,
+    /// Whether fuse-overlayfs wrote the upper.
+    pub fuse: bool,
+    pub depth: Depth,
     left: Vec<u8>,
     right: Vec<u8>,
 }
 
 impl<'a> Compare<'a> {
-    pub(super) fn new(stack: &'a Stack, note: Option<&'a Note>) -> Self {
-        Compare { stack, note, left: Vec::new(), right: Vec::new() }
+    pub(super) fn new(stack: &'a Stack, note: Option<&'a Note>, fuse: bool, depth: Depth) -> Self {
+        Compare { stack, note, fuse, depth, left: Vec::new(), right: Vec::new() }
     }
 
-    /// Whether an entry that is no directory is what the lowers have.
-    pub(super) fn entries(&mut self, lower: Entry<'_>, real: Entry<'_>) -> Result<bool> {
+    /// In what an entry differs from the lowers'; both are of one type, and no directories. With [`Depth::Kinds`] it
+    /// ends with the first difference, the cheap ones first.
+    pub(super) fn entries(&mut self, lower: Entry<'_>, real: Entry<'_>) -> Result<Vec<Aspect>> {
         let kind = FileType::from_raw_mode(lower.stat.st_mode);
-        if kind != FileType::from_raw_mode(real.stat.st_mode)
-            || !self.same_owner_and_mode(lower.stat, real.stat)
-            || !same_time(lower.stat, real.stat)
-        {
-            return Ok(false);
+        let is_file = kind == FileType::RegularFile;
+        let same_size = lower.stat.st_size == real.stat.st_size;
+        let mut what = self.owner_and_mode(lower.stat, real.stat);
+        if is_file && !same_size {
+            what.extend([Aspect::Content, Aspect::Size]);
         }
-        let same = match kind {
-            FileType::RegularFile => lower.stat.st_size == real.stat.st_size,
-            FileType::Symlink => {
-                let target = |entry: Entry<'_>| readlinkat(entry.dir, entry.name, Vec::new());
-                target(lower)? == target(real)?
-            }
-            FileType::CharacterDevice | FileType::BlockDevice => lower.stat.st_rdev == real.stat.st_rdev,
-            _ => true,
-        };
-        if !same || !self.same_xattrs(lower.inode(), real.inode())? {
-            return Ok(false);
+        if !same_time(lower.stat, real.stat) {
+            what.push(Aspect::Times);
         }
-        Ok(kind != FileType::RegularFile || self.same_content(lower, real)?)
+        let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
+        if is_device && lower.stat.st_rdev != real.stat.st_rdev {
+            what.push(Aspect::Device);
+        }
+        if !self.is_enough(&what) && kind == FileType::Symlink && !same_target(lower, real)? {
+            what.push(Aspect::Target);
+        }
+        if !self.is_enough(&what) {
+            self.xattrs(lower.inode(), real.inode(), &mut what)?;
+        }
+        if !self.is_enough(&what) && is_file && same_size && !self.same_content(lower, real)? {
+            what.push(Aspect::Content);
+        }
+        // OverlayFS breaks hard links when it copies up: fewer of them are no change of their own.
+        let (links, now) = (lower.stat.st_nlink, real.stat.st_nlink);
+        if now > links || (now != links && !what.is_empty()) {
+            what.push(Aspect::Links);
+        }
+        what.sort_unstable();
+        Ok(what)
     }
 
-    /// Whether a directory itself is what the lowers have; its entries and its times do not count.
+    /// In what a directory itself differs from the lowers'; its entries and its times do not count. The second value is
+    /// whether it has a mark that may say it is opaque.
     pub(super) fn directories(
         &mut self,
         lower: Inode<'_>,
         lower_stat: &Stat,
         real: Inode<'_>,
         stat: &Stat,
-    ) -> Result<bool> {
-        Ok(self.same_owner_and_mode(lower_stat, stat) && self.same_xattrs(lower, real)?)
+    ) -> Result<(Vec<Aspect>, bool)> {
+        let mut what = self.owner_and_mode(lower_stat, stat);
+        let marked = self.xattrs(lower, real, &mut what)?;
+        what.sort_unstable();
+        Ok((what, marked))
     }
 
-    fn same_owner_and_mode(&self, lower: &Stat, real: &Stat) -> bool {
-        let kind = FileType::from_raw_mode(lower.st_mode);
+    /// Whether two entries of one type have the same content or target; of other types that is the type itself.
+    pub(super) fn same_matter(&mut self, lower: Entry<'_>, real: Entry<'_>) -> Result<bool> {
+        match FileType::from_raw_mode(real.stat.st_mode) {
+            FileType::RegularFile => Ok(lower.stat.st_size == real.stat.st_size && self.same_content(lower, real)?),
+            FileType::Symlink => same_target(lower, real),
+            _ => Ok(true),
+        }
+    }
+
+    fn is_enough(&self, what: &[Aspect]) -> bool {
+        self.depth == Depth::Kinds && !what.is_empty()
+    }
+
+    /// Owner and permissions of a lower inode as the tree would have them, were they unchanged.
+    pub(super) fn expected(&self, lower: &Stat) -> (u32, u32, u32) {
         let (uid, gid, mode) = (lower.st_uid, lower.st_gid, lower.st_mode & 0o7777);
-        let (uid, gid, mode) = match self.note {
-            Some(note) => note.as_copied(uid, gid, mode, kind == FileType::Directory),
-            None => (uid, gid, mode),
-        };
+        let is_dir = FileType::from_raw_mode(lower.st_mode) == FileType::Directory;
+        self.note.map_or((uid, gid, mode), |note| note.as_copied(uid, gid, mode, is_dir))
+    }
+
+    fn owner_and_mode(&self, lower: &Stat, real: &Stat) -> Vec<Aspect> {
+        let (uid, gid, mode) = self.expected(lower);
+        let mut what = Vec::new();
         // A symbolic link's mode means nothing.
-        let same_mode = kind == FileType::Symlink || mode == real.st_mode & 0o7777;
-        (uid, gid) == (real.st_uid, real.st_gid) && same_mode
+        if FileType::from_raw_mode(lower.st_mode) != FileType::Symlink && mode != real.st_mode & 0o7777 {
+            what.push(Aspect::Mode);
+        }
+        if (uid, gid) != (real.st_uid, real.st_gid) {
+            what.push(Aspect::Owner);
+        }
+        what
     }
 
-    fn same_xattrs(&mut self, lower: Inode<'_>, real: Inode<'_>) -> Result<bool> {
-        let wanted = self.xattrs(lower)?;
-        let found = self.xattrs(real)?;
-        Ok(wanted == found)
+    /// Adds the aspects in which the extended attributes differ, and gives whether the real inode has a mark that may
+    /// say it is opaque.
+    pub(super) fn xattrs(&mut self, lower: Inode<'_>, real: Inode<'_>, what: &mut Vec<Aspect>) -> Result<bool> {
+        lower.list_xattrs(&mut self.left)?;
+        real.list_xattrs(&mut self.right)?;
+        let marked = xattr_names(&self.right).any(|name| name.to_bytes().ends_with(b".opaque"));
+        let (before, now) = (self.names(&self.left)?, self.names(&self.right)?);
+        for name in before.union(&now) {
+            let same = before.contains(name) && now.contains(name) && self.same_value(lower, real, name)?;
+            let aspect = if is_acl(name.to_bytes()) { Aspect::Acl } else { Aspect::Xattr };
+            if !same && !what.contains(&aspect) {
+                what.push(aspect);
+            }
+        }
+        Ok(marked)
     }
 
-    fn xattrs(&mut self, inode: Inode<'_>) -> Result<BTreeMap<CString, Vec<u8>>> {
-        inode.list_xattrs(&mut self.left)?;
-        let mut found = BTreeMap::new();
-        for name in xattr_names(&self.left) {
+    fn same_value(&mut self, lower: Inode<'_>, real: Inode<'_>, name: &CStr) -> Result<bool> {
+        lower.get_xattr(name, &mut self.left).with_context(|| name.to_string_lossy().into_owned())?;
+        real.get_xattr(name, &mut self.right).with_context(|| name.to_string_lossy().into_owned())?;
+        Ok(self.left == self.right)
+    }
+
+    /// The names that count, of a list of xattrs.
+    fn names(&self, list: &[u8]) -> Result<BTreeSet<CString>> {
+        let mut names = BTreeSet::new();
+        for name in xattr_names(list) {
             let bytes = name.to_bytes();
             if layer::METACOPY.iter().any(|mark| mark.as_bytes() == bytes) {
                 bail!("only its attributes are in this layer (overlay.metacopy)");
             }
             let lost = |note: &Note| name.to_str().is_ok_and(|name| note.lost_xattrs.contains(name));
-            if layer::is_overlay_xattr(bytes) || self.note.is_some_and(lost) {
-                continue;
+            let own = layer::is_overlay_xattr(bytes) || (self.fuse && bytes.starts_with(FUSE_XATTR_PREFIX));
+            if !own && !self.note.is_some_and(lost) {
+                names.insert(name.to_owned());
             }
-            inode.get_xattr(name, &mut self.right).with_context(|| name.to_string_lossy().into_owned())?;
-            found.insert(name.to_owned(), self.right.clone());
         }
-        Ok(found)
+        Ok(names)
     }
 
     /// Both are regular files of one size.
@@ -144,8 +203,17 @@ impl<'a> Compare<'a> {
     }
 }
 
+fn same_target(lower: Entry<'_>, real: Entry<'_>) -> Result<bool> {
+    let target = |entry: Entry<'_>| readlinkat(entry.dir, entry.name, Vec::new());
+    Ok(target(lower)? == target(real)?)
+}
+
+fn is_acl(name: &[u8]) -> bool {
+    matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default" | b"system.nfs4_acl")
+}
+
 /// Fills the buffer but for the end of the file.
-fn read_full(file: &impl std::os::fd::AsFd, buffer: &mut [u8], at: u64) -> Result<usize> {
+pub(super) fn read_full(file: &impl std::os::fd::AsFd, buffer: &mut [u8], at: u64) -> Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match pread(file, &mut buffer[filled..], at + filled as u64) {

@@ -63,16 +63,20 @@ fn p34_a_change_of_type_is_one_line_and_what_is_new_below() {
     check(
         "mkdir -p d/e; touch d/e/f g",
         "rm -r d; echo > d; rm g; mkdir g; touch g/new",
-        &["M /d", "M /g", "A /g/new"],
+        &["T /d", "T /g", "A /g/new"],
     );
-    check("touch a; ln -s x b", "rm a b; mkfifo a; mknod b c 1 3", &["M /a", "M /b"]);
+    check("touch a; ln -s x b", "rm a b; mkfifo a; mknod b c 1 3", &["T /a", "T /b"]);
+    check("touch f", "rm f; mkdir f", &["T /f"]);
 }
 
 #[test]
 fn p35_a_directory_made_anew_is_compared_with_the_old_one() {
     let lower = "mkdir -p d/sub; echo 1 > d/same; echo 2 > d/gone; touch d/sub/x";
     let deeds = "cp -a d/same /tmp/.$$; rm -r d; mkdir d; mv /tmp/.$$ d/same; touch d/new";
-    check(lower, deeds, &["D /d/gone", "A /d/new", "D /d/sub"]);
+    check(lower, deeds, &["O /d", "D /d/gone", "A /d/new", "D /d/sub"]);
+    check(lower, "rm -r d; mkdir -p d/sub", &["O /d", "D /d/gone", "D /d/same", "O /d/sub", "D /d/sub/x"]);
+    check(lower, "rm -r d/sub; mkdir d/sub; touch d/sub/x; chmod 700 d/sub", &["O /d/sub", "M /d/sub/x"]);
+    check(lower, "mkdir new; mkdir new/inner", &["A /new", "A /new/inner"]);
     check(lower, "rm -r d", &["D /d"]);
     check(lower, "mv d e", &["D /d", "A /e", "A /e/gone", "A /e/same", "A /e/sub", "A /e/sub/x"]);
 }
@@ -82,8 +86,12 @@ fn p35_a_directory_made_anew_is_compared_with_the_old_one() {
 fn a_tree_swapped_for_one_that_looks_the_same_is_seen() {
     let lower = "mkdir -p app/lib new/lib; echo 1.2.3 > app/lib/version; echo 1.2.4 > new/lib/version; \
                  touch -d @7 */lib/version";
-    check(lower, "mv app old; mv new app; rm -r old", &["M /app/lib/version", "D /new"]);
-    check(lower, "mv app/lib old; mv new/lib app/lib; mv old new/lib", &["M /app/lib/version", "M /new/lib/version"]);
+    check(lower, "mv app old; mv new app; rm -r old", &["O /app", "O /app/lib", "M /app/lib/version", "D /new"]);
+    check(
+        lower,
+        "mv app/lib old; mv new/lib app/lib; mv old new/lib",
+        &["O /app/lib", "M /app/lib/version", "O /new/lib", "M /new/lib/version"],
+    );
 }
 
 /// The ctime of an inode that was changed in the very moment after the copying may be that of the copying.
@@ -128,7 +136,99 @@ fn hard_links_stay_together_in_a_copy_alone() {
     }
     assert_eq!(lines(&both.kernel), ["M /a"], "OverlayFS breaks them");
     assert_eq!(lines(&both.copy), ["M /a", "M /b"]);
-    check("echo 1 > a", "ln a b", &["A /b"]);
+    check("echo 1 > a", "ln a b", &["M /a", "A /b"]);
+}
+
+/// OverlayFS with `index=off` breaks the links of what it copies up.
+#[test]
+fn p38_a_broken_hard_link_alone_is_no_change() {
+    let (_scratch, both) = both("echo 1 > a; ln a b");
+    for overlay in [&both.kernel, &both.copy] {
+        OpenOptions::new().read(true).write(true).open(overlay.merged.join("a")).unwrap();
+        assert_eq!(lines(overlay), [""; 0], "{}", overlay.id);
+        fs::remove_file(overlay.merged.join("b")).unwrap();
+        assert_eq!(lines(overlay), ["D /b"], "{}", overlay.id);
+    }
+}
+
+#[test]
+fn p37_what_was_moved_unchanged_is_a_rename() {
+    let lower = "mkdir d; echo one > d/f; ln -s t l; mkfifo p; echo 0123456789 > big; touch -d @9 big";
+    check(lower, "mv d/f g; mv l d/l; mv p q", &["R /l -> /d/l", "R /d/f -> /g", "R /p -> /q"]);
+    check(lower, "mv big new; echo x >> new; touch -d @9 new", &["D /big", "A /new"]);
+    check(lower, "mv big new; chmod 600 new", &["D /big", "A /new"]);
+    check(lower, "mv big new; touch big", &["M /big", "A /new"]);
+    check(lower, "mv d e", &["D /d", "A /e", "A /e/f"]);
+    check(lower, "mv big d/big; mkdir x; mv d/big x/bag", &["A /x", "R /big -> /x/bag"]);
+}
+
+/// Files that look the same: which became which is told by the inode where it can be, else it is always the same guess.
+#[test]
+fn renames_among_files_that_look_the_same() {
+    let lower = "for f in 1 2 3; do echo x > $f; touch -d @9 $f; done; echo y > 4; touch -d @9 4; mkdir d";
+    let (_scratch, two) = both(lower);
+    sh(&format!("cd {}; mv 1 b; mv 2 a; mv 4 c", two.kernel.merged.display()));
+    assert_eq!(lines(&two.kernel), ["R /2 -> /a", "R /1 -> /b", "R /4 -> /c"]);
+    sh(&format!("cd {}; mv 1 b; mv 2 a; mv 4 c", two.copy.merged.display()));
+    assert_eq!(lines(&two.copy), ["R /1 -> /a", "R /2 -> /b", "R /4 -> /c"]);
+    check(lower, "mv 2 d; rm 1 3", &["D /1", "D /3", "R /2 -> /d/2"]);
+}
+
+/// What a change is, in full.
+#[test]
+fn what_changed_is_told_apart() {
+    let lower = "for f in mode owner xattr acl time big same both; do echo x > $f; touch -d @9 $f; done; ln -s a link; \
+                 mknod dev c 1 3; touch -d @9 dev; touch -h -d @9 link; mkdir dir new; echo z > new/gone";
+    let deeds = "chmod 600 mode; chown 7 owner; setfattr -n user.a -v 1 xattr; setfacl -m u:9:r acl; touch -d @5 time; \
+                 echo xx > big; touch -d @9 big; echo y > same; touch -d @9 same; echo yy > both; chmod 640 both; \
+                 ln both more; ln -sfn b link; touch -h -d @9 link; rm dev; mknod dev c 1 5; touch -d @9 dev; \
+                 setfacl -d -m u:9:r dir; rm -r new; mkdir -m 700 new; chown 5 new";
+    let want = [
+        ("/acl", vec!["acl"]),
+        ("/big", vec!["content", "size"]),
+        ("/both", vec!["content", "size", "mode", "times", "links"]),
+        ("/dev", vec!["device"]),
+        ("/dir", vec!["acl"]),
+        ("/link", vec!["target"]),
+        ("/mode", vec!["mode"]),
+        ("/more", vec![]),
+        ("/new", vec!["mode", "owner"]),
+        ("/new/gone", vec![]),
+        ("/owner", vec!["owner"]),
+        ("/same", vec!["content"]),
+        ("/time", vec!["times"]),
+        ("/xattr", vec!["xattr"]),
+    ];
+    let (_scratch, both) = both(lower);
+    for overlay in [&both.kernel, &both.copy] {
+        sh(&format!("cd {}; {deeds}", overlay.merged.display()));
+        let found = sheep_overlay::diff::changes(overlay).unwrap();
+        let found: Vec<(&str, Vec<&str>)> = found
+            .iter()
+            .map(|change| (change.path.to_str().unwrap(), change.what.iter().map(|a| a.name()).collect()))
+            .collect();
+        assert_eq!(found, want, "{}", overlay.id);
+    }
+}
+
+/// The table looks no closer than it must; what it says is the same.
+#[test]
+fn both_depths_tell_the_same_kinds() {
+    use sheep_overlay::diff::{Depth, changes_to};
+    let (_scratch, both) =
+        both("mkdir d e; for f in 1 2 3; do echo $f > d/$f; echo $f > e/$f; done; echo m > m; echo l > l");
+    for overlay in [&both.kernel, &both.copy] {
+        sh(&format!(
+            "cd {}; mv d/1 one; echo x > d/2; rm -r e; mkdir e; echo 1 > e/1; chmod 600 m; ln l k; rm d/3; mkdir d/3",
+            overlay.merged.display()
+        ));
+        let kinds = |depth| -> Vec<_> {
+            let changes = changes_to(overlay, depth).unwrap();
+            changes.into_iter().map(|change| (change.path, change.kind, change.from, change.layer)).collect()
+        };
+        assert_eq!(kinds(Depth::Kinds), kinds(Depth::Everything), "{}", overlay.id);
+        assert_eq!(kinds(Depth::Kinds).len(), 10, "{}", overlay.id);
+    }
 }
 
 #[test]
@@ -192,8 +292,11 @@ fn output_is_lines_or_documents() {
     let merged = run(&["mount", "--backend", "copy", "--id", "ov", "--print", "merged", lower]);
     sh(&format!("cd '{}'; rm -- 'line\nbreak'; touch ü \"$(printf '\\377')\"", merged.trim_end()));
     assert_eq!(run(&["diff", "ov"]), "D /line\\nbreak\nA /ü\nA /\\xff\n");
-    let documents = "{\"path\":\"/line\\nbreak\",\"change\":\"deleted\"}\n{\"path\":\"/ü\",\"change\":\"added\"}\n\
-                     {\"path\":{\"base64\":\"L/8=\"},\"change\":\"added\"}\n";
+    let documents = format!(
+        "{{\"path\":\"/line\\nbreak\",\"change\":\"deleted\",\"layer\":\"{lower}\",\"oldSize\":0}}\n\
+         {{\"path\":\"/ü\",\"change\":\"added\",\"size\":0}}\n\
+         {{\"path\":{{\"base64\":\"L/8=\"}},\"change\":\"added\",\"size\":0}}\n"
+    );
     assert_eq!(run(&["diff", "--json", "ov"]), documents);
     run(&["umount", "ov"]);
 }

@@ -14,7 +14,7 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
 use sheep_overlay::layer::{self, Marks};
 
 use crate::trees::{Picture, Scratch, assert_same, picture};
-use crate::{Both, lines};
+use crate::{Both, plain_lines as lines};
 
 /// xorshift64*: the same sequence for the same seed, everywhere.
 struct Random(u64);
