@@ -11,15 +11,18 @@ use serde::de::DeserializeOwned;
 
 use crate::child::{self, After, Place};
 use crate::doc::{DocPath, Overlay};
-use crate::{holder, namespace, record};
+use crate::record::{self, State};
+use crate::{holder, mountpoint, namespace, view};
 
 /// Does `act` where the layers of `overlay` can be read and written. It gets the overlay with paths that hold there.
 pub fn with<T: Serialize + DeserializeOwned>(overlay: &Overlay, act: impl FnOnce(&Overlay) -> Result<T>) -> Result<T> {
-    let Some(namespace) = &overlay.user_namespace else { return act(overlay) };
+    let Some(namespace) = &overlay.user_namespace else { return beside(overlay, act) };
     let holder = holder::find(record::dir_of(overlay))?;
     let overlay = reached(overlay, holder.as_ref());
     let own = namespace::inode_of("/proc/self".as_ref(), "user");
-    if rustix::process::geteuid().is_root() || (own.is_some() && own == overlay.holder.map(|holder| holder.user_namespace)) {
+    if rustix::process::geteuid().is_root()
+        || (own.is_some() && own == overlay.holder.map(|holder| holder.user_namespace))
+    {
         return act(&overlay);
     }
     let place = match &holder {
@@ -27,6 +30,20 @@ pub fn with<T: Serialize + DeserializeOwned>(overlay: &Overlay, act: impl FnOnce
         None => Place::New(namespace, false),
     };
     child::run(place, After::End, || act(&overlay)).map(|(done, _)| done)
+}
+
+/// An overlay that is mounted over its own lower hides it: that is looked at where the overlay is not mounted.
+fn beside<T: Serialize + DeserializeOwned>(overlay: &Overlay, act: impl FnOnce(&Overlay) -> Result<T>) -> Result<T> {
+    let hides = |at: &DocPath| overlay.lower.iter().any(|lower| lower.starts_with(&**at));
+    if !overlay.at.as_ref().is_some_and(hides) || record::state(overlay)? != State::Mounted {
+        return act(overlay);
+    }
+    let apart = || {
+        view::cut_off()?;
+        mountpoint::detach(&overlay.merged)?;
+        act(overlay)
+    };
+    child::run(Place::Mounts, After::End, apart).map(|(done, _)| done)
 }
 
 /// Changes that are in memory are seen in the holder's mount namespace alone; /proc leads there.

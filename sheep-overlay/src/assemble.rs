@@ -85,7 +85,10 @@ fn mount_part(overlay: &Overlay, part: &mut Mount, user_namespace: bool) -> Resu
     let inside = part.path.strip_prefix("/").unwrap_or(&part.path).to_path_buf();
     // The way to it may lead over no link: a layer above could send it anywhere.
     let Some(target) = find(&overlay.merged, &inside)? else {
-        exit::warn(PROGRAM, &format!("mount: {} is mounted on nothing that the view shows, and left out", part.path.display()));
+        exit::warn(
+            PROGRAM,
+            &format!("mount: {} is mounted on nothing that the view shows, and left out", part.path.display()),
+        );
         return Ok(());
     };
     if part.how == How::Overlay {

@@ -49,7 +49,8 @@ pub fn users_elsewhere(merged: &Path) -> Option<String> {
         let there = namespace::inode_of(process, "mnt");
         there.is_some()
             && there != here
-            && mountinfo::read_of(&process.join("mountinfo")).is_ok_and(|table| table.iter().any(|entry| entry.device == wanted))
+            && mountinfo::read_of(&process.join("mountinfo"))
+                .is_ok_and(|table| table.iter().any(|entry| entry.device == wanted))
     };
     let found = processes(sees);
     if found.is_empty() { None } else { Some(in_words(found)) }

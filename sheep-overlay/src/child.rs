@@ -28,6 +28,8 @@ use crate::{exit, holder, sys};
 pub enum Place<'a> {
     /// In a new user namespace; with a new mount namespace too where this is true.
     New(&'a UserNamespace, bool),
+    /// In a new mount namespace.
+    Mounts,
     /// In the user namespace of the process behind a pidfd; in its mount namespace too where this is true.
     Of(&'a OwnedFd, bool),
 }
@@ -129,6 +131,7 @@ fn go(place: Place<'_>, after: After<'_>, ready: OwnedFd, mapped: OwnedFd) -> Re
             kinds.set(CloneFlags::CLONE_NEWNS, mounts);
             setns(process.as_fd(), kinds).context("join the namespaces of the overlay")?;
         }
+        Place::Mounts => unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace")?,
         Place::New(namespace, mounts) => {
             let mut kinds = CloneFlags::CLONE_NEWUSER;
             kinds.set(CloneFlags::CLONE_NEWNS, mounts);
@@ -196,9 +199,7 @@ fn to_answer<T>(done: Result<T>) -> Answer<T> {
 fn from_answer<T>(answer: Answer<T>) -> Result<T> {
     match answer {
         Answer::Done(done) => Ok(done),
-        Answer::Refused(errno, step, reason) => {
-            Err(Refused::new(Errno::from_raw_os_error(errno), step, reason).into())
-        }
+        Answer::Refused(errno, step, reason) => Err(Refused::new(Errno::from_raw_os_error(errno), step, reason).into()),
         Answer::Failed(kind, message) => Err(exit::of_kind(kind, message)),
         Answer::BrokenPipe => Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
     }

@@ -29,7 +29,12 @@ enum Way {
 pub fn fill(root: &DataRoot, overlay: &mut Overlay, lowers: &[Lower], request: &Request) -> Result<()> {
     let choice = request.backend.unwrap_or(BackendChoice::Auto);
     let mut refusals: Vec<String> = Vec::new();
-    for way in ways(overlay, choice) {
+    let mut ways = ways(overlay, choice);
+    if request.of_image && ways == [Way::Kernel, Way::Copy] && !rustix::process::geteuid().is_root() {
+        ways.remove(0);
+        refusals.push("the next program of a pipe does not see an ordinary user's mount".to_owned());
+    }
+    for way in ways {
         let before = overlay.clone();
         let done = match way {
             Way::Kernel if rustix::process::geteuid().is_root() => by_kernel(root, overlay, lowers, request),
@@ -51,7 +56,8 @@ pub fn fill(root: &DataRoot, overlay: &mut Overlay, lowers: &[Lower], request: &
 /// The ways to be tried.
 fn ways(overlay: &Overlay, choice: BackendChoice) -> Vec<Way> {
     // A copy shows all that there is, as it is.
-    let overlayfs_only = overlay.tmpfs.is_some() || overlay.size.is_some() || overlay.idmap.is_some() || !overlay.hide.is_empty();
+    let overlayfs_only =
+        overlay.tmpfs.is_some() || overlay.size.is_some() || overlay.idmap.is_some() || !overlay.hide.is_empty();
     match choice {
         BackendChoice::Auto if overlayfs_only => vec![Way::Kernel],
         BackendChoice::Auto => vec![Way::Kernel, Way::Copy],
@@ -158,21 +164,6 @@ fn by_copy(overlay: &mut Overlay, lowers: &[Lower], choice: BackendChoice, refus
     if let Some(line) = copy_line(choice, &overlay.backend_reason, &summary) {
         exit::warn(PROGRAM, &format!("mount: {line}"));
     }
-    Ok(())
-}
-
-/// Mounts by fuse-overlayfs what is recorded.
-pub fn mount_fuse(_overlay: &mut Overlay, _lowers: &[Lower]) -> Result<()> {
-    Err(anyhow!("not written yet"))
-}
-
-/// Unmounts it again.
-pub fn unmount_fuse(_overlay: &Overlay) -> Result<(), mountpoint::NotUnmounted> {
-    Err(mountpoint::NotUnmounted::Failed(anyhow!("not written yet")))
-}
-
-/// Deletes the snapshot that a merged view is.
-pub fn delete_snapshot(_dir: &Path) -> Result<()> {
     Ok(())
 }
 

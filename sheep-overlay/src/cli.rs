@@ -32,18 +32,12 @@ pub enum Verb {
     Inspect(Inspect),
     /// List what changed against the lowers: 'A /new', 'M /modified', 'D /deleted'
     Diff(Diff),
-    /// Say which layer supplies a path, and what hides it
-    Why(Why),
-    /// Say how much disk the changes take
-    Du(Du),
     /// Run a command in an overlay: the overlay is seen in the place of its lower
     Exec(Exec),
     /// Start a shell in an overlay, as 'exec' does
     Enter(Enter),
     /// Delete what killed commands and restarts left behind
     Gc(Gc),
-    /// Try every backend here, and say what works, why not, and what to do
-    Doctor(Doctor),
 }
 
 /// `mount`
@@ -63,9 +57,6 @@ pub struct Mount {
     /// How the merged view is made [default: auto]
     #[arg(long, value_name = "BACKEND", value_enum)]
     pub backend: Option<BackendChoice>,
-    /// Make it visible to every process, also without being root (by fuse-overlayfs)
-    #[arg(long)]
-    pub visible: bool,
     /// Refuse writes in the merged view
     #[arg(long)]
     pub read_only: bool,
@@ -102,12 +93,6 @@ pub enum BackendChoice {
     Auto,
     /// OverlayFS or nothing; for an ordinary user in a user namespace
     Kernel,
-    /// fuse-overlayfs
-    Fuse,
-    /// A snapshot of a btrfs subvolume
-    Btrfs,
-    /// A copy that shares all content with the lower (reflink)
-    Reflink,
     /// A faithful copy
     Copy,
 }
@@ -172,37 +157,6 @@ pub struct Diff {
     /// End each path with a NUL and escape nothing (with --name-only)
     #[arg(short = 'z', long = "null", requires = "name_only")]
     pub null: bool,
-    /// Print a unified diff of text files, as 'git apply' takes it
-    #[arg(long, group = "form")]
-    pub patch: bool,
-}
-
-/// `why`
-#[derive(Debug, Args)]
-pub struct Why {
-    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
-    #[arg(value_name = "ID")]
-    pub overlay: OsString,
-    /// The path, from the merged directory on
-    #[arg(value_name = "PATH")]
-    pub path: PathBuf,
-    /// Print a JSON document instead of lines
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `du`
-#[derive(Debug, Args)]
-pub struct Du {
-    /// Overlays: ids, unique prefixes of ids, or paths in the merged directory; '-' reads documents from stdin
-    #[arg(value_name = "ID|PATH", required_unless_present = "from")]
-    pub overlays: Vec<OsString>,
-    /// Read the documents from FILE ('-' is stdin)
-    #[arg(long, value_name = "FILE", conflicts_with = "overlays")]
-    pub from: Option<OsString>,
-    /// Print a document a line instead of a table
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `exec`
@@ -244,14 +198,6 @@ pub struct Gc {
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
-}
-
-/// `doctor`
-#[derive(Debug, Args)]
-pub struct Doctor {
-    /// Print a JSON document a line instead of a table
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// The whole command line, for man pages and completions.

@@ -11,13 +11,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Stat, ioctl_ficlone, linkat, mkdirat, mknodat, openat, readlinkat,
-    statat, symlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, ioctl_ficlone, linkat, mkdirat, mknodat, openat, readlinkat, statat,
+    symlinkat,
 };
 use rustix::io::Errno;
 
 use crate::inode::{Inode, xattr_names};
-use crate::layer;
+use crate::lowers::Lower;
+use crate::{layer, upper};
 
 /// Above this a file of somebody else's is not copied into a cover, but mounted on its place, read-only.
 const MUCH: i64 = 64 << 20;
@@ -38,9 +39,10 @@ pub enum Put {
 }
 
 impl Cover {
-    /// Makes the directory of a cover.
-    pub fn make(path: &Path) -> Result<Self> {
+    /// Makes the directory of a cover, which looks like that of `lower`.
+    pub fn make(path: &Path, lower: &Lower) -> Result<Self> {
         rustix::fs::mkdir(path, Mode::RWXU).with_context(|| format!("mkdir {}", path.display()))?;
+        upper::take_attributes(lower, path)?;
         let dir = openat(CWD, path, DIRECTORY, Mode::empty()).with_context(|| path.display().to_string())?;
         Ok(Cover { dir })
     }

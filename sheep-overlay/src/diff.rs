@@ -21,12 +21,14 @@ mod tree;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
 
-use crate::doc::Overlay;
+use crate::doc::{How, Mount, Overlay};
 use crate::trees::{self, Tree};
 use crate::walk::{Walk, join};
 
@@ -161,9 +163,15 @@ pub fn changes(overlay: &Overlay) -> Result<Vec<Change>> {
 pub fn changes_to(overlay: &Overlay, depth: Depth) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for tree in trees::of(overlay) {
-        let (found, walk) = tree::changes(overlay, &tree, depth)?;
-        changes.extend(found.into_iter().map(|found| change(&tree, &walk, found)));
+        match tree::changes(overlay, &tree, depth) {
+            Ok((found, walk)) => changes.extend(found.into_iter().map(|found| change(&tree, &walk, found))),
+            // A part that its user cannot read he has not changed either.
+            Err(error) if !tree.prefix.is_empty() && is_untouched(&tree) && is_closed(&error) => {}
+            Err(error) => return Err(error),
+        }
     }
+    changes
+        .extend(overlay.mounts.iter().filter_map(|mount| file_mount(mount).transpose()).collect::<Result<Vec<_>>>()?);
     changes.sort_unstable_by(|a, b| bytes(&a.path).cmp(bytes(&b.path)));
     Ok(changes)
 }
@@ -181,6 +189,43 @@ fn change(tree: &Tree, walk: &Walk, found: tree::Found) -> Change {
     }
 }
 
+fn is_untouched(tree: &Tree) -> bool {
+    std::fs::read_dir(&tree.upper).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn is_closed(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<Errno>(), Some(&Errno::ACCESS))
+}
+
+/// What became of a file that is mounted on a file of a lower, of which the view has a copy.
+fn file_mount(mount: &Mount) -> Result<Option<Change>> {
+    let (How::File, Some(old), Some(new)) = (mount.how, mount.lower.last(), &mount.upper) else { return Ok(None) };
+    let stat = |path: &Path| std::fs::metadata(path).with_context(|| path.display().to_string());
+    let (before, after) = (stat(old)?, stat(new)?);
+    let mut what = Vec::new();
+    let mut differs = |aspect: Aspect, differs: bool| {
+        if differs {
+            what.push(aspect);
+        }
+    };
+    let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
+    differs(Aspect::Content, before.len() != after.len() || read(old)? != read(new)?);
+    differs(Aspect::Size, before.len() != after.len());
+    differs(Aspect::Mode, before.mode() != after.mode());
+    differs(Aspect::Owner, (before.uid(), before.gid()) != (after.uid(), after.gid()));
+    differs(Aspect::Times, (before.mtime(), before.mtime_nsec()) != (after.mtime(), after.mtime_nsec()));
+    Ok((!what.is_empty()).then(|| Change {
+        path: mount.path.0.clone(),
+        kind: Kind::Modified,
+        what,
+        from: None,
+        layer: old.parent().map(Path::to_path_buf),
+        old_size: Some(before.len()),
+        size: Some(after.len()),
+        file_type: FileType::RegularFile,
+    }))
+}
+
 /// A path in a tree as one from the merged directory on.
 fn from_top(tree: &Tree, path: &[u8]) -> PathBuf {
     let mut full = vec![b'/'];
@@ -193,6 +238,6 @@ fn size(stat: &Stat) -> Option<u64> {
     has.then(|| stat.st_size.try_into().unwrap_or_default())
 }
 
-fn bytes(path: &std::path::Path) -> &[u8] {
+fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()
 }

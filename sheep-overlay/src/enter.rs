@@ -83,7 +83,10 @@ fn mounted(root: &DataRoot, id: &str) -> Result<Overlay> {
             let request = Request { read_only: overlay.read_only, volatile: overlay.volatile, ..Request::default() };
             match take_up::run(root, id, &request) {
                 Ok((overlay, _)) => {
-                    exit::warn(PROGRAM, &format!("{id} was not mounted any more (its holder was killed, or a restart), and is again"));
+                    exit::warn(
+                        PROGRAM,
+                        &format!("{id} was not mounted any more (its holder was killed, or a restart), and is again"),
+                    );
                     Ok(overlay)
                 }
                 // Another command was quicker.
@@ -115,7 +118,13 @@ fn lay_over(overlay: &Overlay, place: PathBuf, dir: &Path) -> Result<PathBuf> {
         view::cut_off()?;
     } else {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS) {
-            exit::warn(PROGRAM, &format!("no user namespace ({error}): the overlay is in {}, and the lower in its place", overlay.merged.display()));
+            exit::warn(
+                PROGRAM,
+                &format!(
+                    "no user namespace ({error}): the overlay is in {}, and the lower in its place",
+                    overlay.merged.display()
+                ),
+            );
             return Ok(overlay.merged.0.clone());
         }
         UserNamespace::only_self().write_own()?;
@@ -132,6 +141,13 @@ fn keep_directory(overlay: &Overlay, place: &Path, from: &Path) -> Option<PathBu
     from.starts_with(place).then(|| from.to_path_buf())
 }
 
+/// Whether there is a file of this name, on PATH if it has no slash.
+fn is_there(program: &Path) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let has_slash = program.parent().is_some_and(|parent| !parent.as_os_str().is_empty());
+    program.exists() && has_slash || !has_slash && env::split_paths(&path).any(|dir| dir.join(program).exists())
+}
+
 /// Executes the command in the place of this process; returns the error if that is not possible.
 fn replace_by(mut command: Command, id: &str, cwd: &Path) -> anyhow::Error {
     command.env("SHEEP_OVERLAY", id).env("PWD", cwd);
@@ -139,7 +155,10 @@ fn replace_by(mut command: Command, id: &str, cwd: &Path) -> anyhow::Error {
     let error = command.exec();
     let name = program.to_string_lossy();
     match error.kind() {
-        std::io::ErrorKind::NotFound => exit::not_run(127, format!("{name}: no such command in the overlay")),
+        // A directory on PATH that is closed to this user makes "permission denied" of it.
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied if !is_there(Path::new(&program)) => {
+            exit::not_run(127, format!("{name}: no such command in the overlay"))
+        }
         _ => exit::not_run(126, format!("{name}: {error}")),
     }
 }

@@ -76,7 +76,9 @@ fn judge(overlay: &Overlay, stale_too: bool) -> Result<Verdict> {
         State::Stale => {
             let in_memory = overlay.tmpfs.is_some() && mountpoint::at(&dir.join("tmpfs"))?.is_none();
             match umount::still_in_use(overlay, dir)? {
-                Some(who) => Verdict::Stay(format!("its holder was killed, and it is in use by {who}; 'exec' mends it")),
+                Some(who) => {
+                    Verdict::Stay(format!("its holder was killed, and it is in use by {who}; 'exec' mends it"))
+                }
                 None if in_memory => Verdict::Delete("its changes were in memory, and are gone"),
                 None if stale_too => Verdict::Delete("stale"),
                 None => Verdict::Stay(format!(

@@ -127,8 +127,10 @@ pub fn end(process: &OwnedFd) -> Result<()> {
 pub fn guests(overlay: &Overlay) -> Vec<(u32, String)> {
     let Some(holder) = overlay.holder else { return Vec::new() };
     let inside = |process: &Path| {
-        namespace::inode_of(process, "mnt") == Some(holder.mount_namespace)
-            || namespace::inode_of(process, "user") == Some(holder.user_namespace)
+        // One that has ended has no mounts any more, whoever has not waited for it yet.
+        let mounts = namespace::inode_of(process, "mnt");
+        mounts == Some(holder.mount_namespace)
+            || mounts.is_some() && namespace::inode_of(process, "user") == Some(holder.user_namespace)
     };
     crate::busy::processes(|process| inside(process)).into_iter().filter(|(pid, _)| *pid != holder.pid).collect()
 }

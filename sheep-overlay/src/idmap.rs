@@ -76,7 +76,8 @@ pub fn apply(text: &str, lowers: &[Lower]) -> Result<Vec<Lower>> {
             sys::idmap(&tree, &namespace)?;
             Ok(tree)
         });
-        let fd = tree.with_context(|| format!("--idmap: lower {} (its file system may not allow it)", lower.path.display()))?;
+        let fd = tree
+            .with_context(|| format!("--idmap: lower {} (its file system may not allow it)", lower.path.display()))?;
         let stat = rustix::fs::fstat(&fd)?;
         Ok(Lower { fd, path: lower.path.clone(), stat })
     };
@@ -102,7 +103,8 @@ fn namespace(map: &Map) -> Result<OwnedFd> {
             return Err(anyhow!("no user namespace can be made; 'sheep-overlay doctor' says more"));
         }
         let write = |file: &str, ranges: &[[u32; 3]]| {
-            let text: String = ranges.iter().map(|[inside, outside, count]| format!("{inside} {outside} {count}\n")).collect();
+            let text: String =
+                ranges.iter().map(|[inside, outside, count]| format!("{inside} {outside} {count}\n")).collect();
             let file = format!("/proc/{child}/{file}");
             fs::write(&file, text).with_context(|| format!("--idmap: {file}"))
         };

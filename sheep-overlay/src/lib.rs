@@ -13,8 +13,6 @@ pub mod cli;
 pub mod cover;
 pub mod diff;
 pub mod doc;
-pub mod doctor;
-pub mod du;
 pub mod enter;
 pub mod exit;
 pub mod find;
@@ -46,7 +44,6 @@ pub mod unmapped;
 pub mod upper;
 pub mod view;
 pub mod walk;
-pub mod why;
 
 use anyhow::Result;
 
@@ -70,12 +67,9 @@ pub fn run(cli: cli::Cli) -> Result<()> {
                 access::with(&overlay, |overlay| diff::run(overlay, args))
             })
         }
-        cli::Verb::Why(args) => why::run(&root, args),
-        cli::Verb::Du(args) => du::run(&root, args),
         cli::Verb::Exec(args) => enter::exec(&root, args),
         cli::Verb::Enter(args) => enter::enter(&root, args),
         cli::Verb::Gc(args) => gc::run(&root, args),
-        cli::Verb::Doctor(args) => doctor::run(&root, args),
     }
 }
 

@@ -22,8 +22,6 @@ use crate::{PROGRAM, choose, exit, idmap, parts, stacked, sys, take_up, tmpfs, u
 pub struct Request {
     /// `--backend`; `None` where it was not given.
     pub backend: Option<BackendChoice>,
-    /// `--visible`
-    pub visible: bool,
     /// `--read-only`
     pub read_only: bool,
     /// `--volatile`
@@ -38,6 +36,8 @@ pub struct Request {
     pub hide: Vec<PathBuf>,
     /// `--idmap`
     pub idmap: Option<String>,
+    /// The lowers are the layers of an image, from a document: the next program of the pipe is to see the view.
+    pub of_image: bool,
     /// Not `--no-recursive`.
     pub recursive: bool,
     /// The lowers, bottom first; may be empty for an overlay that exists.
@@ -62,7 +62,6 @@ impl Request {
         };
         Ok(Request {
             backend: args.backend,
-            visible: args.visible,
             read_only: args.read_only,
             volatile: args.volatile,
             tmpfs,
@@ -70,6 +69,7 @@ impl Request {
             at,
             hide: args.hide.clone(),
             idmap: args.idmap.clone(),
+            of_image: false,
             recursive: !args.no_recursive,
             lowers: lowers.to_vec(),
         })
@@ -92,7 +92,8 @@ fn directory(dir: &Path) -> Result<PathBuf> {
 pub fn run(root: &DataRoot, args: &cli::Mount) -> Result<()> {
     let mut document = read_document(args)?;
     let (id, lowers) = what(root, args, &document)?;
-    let request = Request::of(args, &lowers)?;
+    let mut request = Request::of(args, &lowers)?;
+    request.of_image = document.0.contains_key("image");
     check_request(root, &request)?;
     record::reap(root)?;
     let named = id.as_deref().map_or_else(|| first_of(&lowers), |id| id.to_owned());
@@ -210,8 +211,7 @@ fn layers_of(image: Image) -> Result<Vec<PathBuf>> {
 
 /// What can be refused before anything is touched.
 fn check_request(root: &DataRoot, request: &Request) -> Result<()> {
-    use BackendChoice::{Btrfs, Copy, Reflink};
-    let copy = matches!(request.backend, Some(Copy | Reflink | Btrfs));
+    let copy = request.backend == Some(BackendChoice::Copy);
     let root_user = rustix::process::geteuid().is_root();
     if !copy && request.lowers.len() > kernel::MAX_LOWERS {
         return Err(exit::usage(format!(
@@ -237,12 +237,6 @@ fn check_request(root: &DataRoot, request: &Request) -> Result<()> {
     if let (true, Some((option, _))) = (copy, only_overlayfs.iter().find(|(_, given)| *given)) {
         return Err(exit::usage(format!("{option} is for OverlayFS, and a copy is none; leave --backend out")));
     }
-    if request.visible && copy {
-        return Err(exit::usage("--visible: a copy is visible anyway; leave one of the two out"));
-    }
-    if request.visible && !root_user && request.backend == Some(BackendChoice::Kernel) {
-        return Err(exit::usage("--visible: a mount by the kernel in a user namespace is not; leave --backend out"));
-    }
     if let Some(map) = &request.idmap {
         idmap::parse(map)?;
         if !root_user {
@@ -257,10 +251,16 @@ fn check_request(root: &DataRoot, request: &Request) -> Result<()> {
     }
     if let Some(at) = &request.at {
         if at == Path::new("/") {
-            return Err(exit::usage("--at /: nothing may be mounted over the root; 'exec' shows an overlay of / as the root"));
+            return Err(exit::usage(
+                "--at /: nothing may be mounted over the root; 'exec' shows an overlay of / as the root",
+            ));
         }
         if at.starts_with(root.path()) || root.path().starts_with(at) && root_user {
-            return Err(exit::usage(format!("--at {}: it would cover the data directory {}", at.display(), root.path().display())));
+            return Err(exit::usage(format!(
+                "--at {}: it would cover the data directory {}",
+                at.display(),
+                root.path().display()
+            )));
         }
         if copy && !root_user {
             return Err(exit::usage("--at with a copy needs root; the copy is a directory like any other"));

@@ -65,8 +65,7 @@ pub fn make_private(dir: &Path) -> Result<()> {
 
 /// Shows `dir` on `point` (which may be `dir` itself), read-only if so wanted.
 pub fn bind(dir: &Path, point: &Path, read_only: bool) -> Result<()> {
-    rustix::mount::mount_bind(dir, point)
-        .with_context(|| format!("bind {} to {}", dir.display(), point.display()))?;
+    rustix::mount::mount_bind(dir, point).with_context(|| format!("bind {} to {}", dir.display(), point.display()))?;
     let flags = MountFlags::BIND | MountFlags::RDONLY;
     let restrict = || match read_only {
         true => rustix::mount::mount_remount(point, flags, c"")

@@ -47,7 +47,8 @@ impl UserNamespace {
 
     /// Whether an owner outside has an id inside.
     pub fn maps(&self, uid: u32, gid: u32) -> bool {
-        let has = |ranges: &[Range], id| ranges.iter().any(|[_, outside, count]| id >= *outside && id - outside < *count);
+        let has =
+            |ranges: &[Range], id| ranges.iter().any(|[_, outside, count]| id >= *outside && id - outside < *count);
         has(&self.uids, uid) && has(&self.gids, gid)
     }
 
@@ -173,7 +174,8 @@ mod tests {
     #[test]
     fn who_is_mapped() {
         let namespace = UserNamespace { uids: fill(5, &[(100, 10)]), gids: vec![[5, 5, 1]] };
-        for (uid, gid, want) in [(5, 5, true), (100, 5, true), (109, 5, true), (110, 5, false), (0, 5, false), (5, 6, false)]
+        for (uid, gid, want) in
+            [(5, 5, true), (100, 5, true), (109, 5, true), (110, 5, false), (0, 5, false), (5, 6, false)]
         {
             assert_eq!(namespace.maps(uid, gid), want, "{uid} {gid}");
         }

@@ -32,8 +32,27 @@ use crate::{cover, exit, upper};
 
 /// File systems of the kernel's own: their files are no data, and a copy of them has no meaning.
 const PSEUDO: [&str; 22] = [
-    "autofs", "binder", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs",
-    "efivarfs", "fusectl", "hugetlbfs", "mqueue", "nfsd", "nsfs", "proc", "pstore", "resctrl", "rpc_pipefs", "securityfs",
+    "autofs",
+    "binder",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "fusectl",
+    "hugetlbfs",
+    "mqueue",
+    "nfsd",
+    "nsfs",
+    "proc",
+    "pstore",
+    "resctrl",
+    "rpc_pipefs",
+    "securityfs",
     "sysfs",
 ];
 
@@ -78,7 +97,8 @@ pub fn plan(overlay: &mut Overlay, lowers: &[Lower], wanted: Wanted<'_>) -> Resu
     for lower in lowers {
         below.extend(mountinfo::below(&table, &lower.path));
     }
-    let inside = |path: &Path| lowers.iter().find_map(|lower| path.strip_prefix(&lower.path).ok().map(Path::to_path_buf));
+    let inside =
+        |path: &Path| lowers.iter().find_map(|lower| path.strip_prefix(&lower.path).ok().map(Path::to_path_buf));
     let mut hide: Vec<PathBuf> = overlay.hide.iter().map(|path| relative(path)).collect();
     // A lower may hold the data directory: the overlay would show its own workings, and overlays would be stacked on overlays.
     if let Some(own) = inside(wanted.overlays) {
@@ -88,7 +108,8 @@ pub fn plan(overlay: &mut Overlay, lowers: &[Lower], wanted: Wanted<'_>) -> Resu
         return Ok(());
     }
     let mut plan = Plan { wanted, below, hide, trees: Vec::new(), bound: Vec::new() };
-    plan.below.retain(|entry| !plan.hide.iter().any(|hidden| inside(&entry.point).is_some_and(|at| at.starts_with(hidden))));
+    plan.below
+        .retain(|entry| !plan.hide.iter().any(|hidden| inside(&entry.point).is_some_and(|at| at.starts_with(hidden))));
     let paths: Vec<PathBuf> = lowers.iter().map(|lower| lower.path.clone()).collect();
     plan.root(&paths)?;
     plan.cover_hidden()?;
@@ -109,7 +130,7 @@ impl Plan<'_> {
             let names: Vec<String> = self.below.iter().map(|entry| entry.point.display().to_string()).collect();
             return Err(exit::usage(format!(
                 "{} is mounted below a lower: in a user namespace only one lower may have mounts below it, not several that are stacked; \
-                 be root, or use --visible or --backend copy",
+                 be root, or use --backend copy",
                 names.join(", ")
             )));
         }
@@ -128,7 +149,8 @@ impl Plan<'_> {
             if self.is_in_bound(&at) {
                 continue;
             }
-            let Some(entry) = self.below.iter().rev().find(|entry| lowers.iter().any(|lower| entry.point == lower.join(&at)))
+            let Some(entry) =
+                self.below.iter().rev().find(|entry| lowers.iter().any(|lower| entry.point == lower.join(&at)))
             else {
                 continue;
             };
@@ -149,7 +171,9 @@ impl Plan<'_> {
         let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let refused = |lower: &PathBuf| open_tree(CWD, lower, clone).err() == Some(Errno::INVAL);
         self.wanted.user_namespace
-            && lowers.iter().any(|lower| self.below.iter().any(|entry| entry.point.starts_with(lower)) && refused(lower))
+            && lowers
+                .iter()
+                .any(|lower| self.below.iter().any(|entry| entry.point.starts_with(lower)) && refused(lower))
     }
 
     fn is_in_bound(&self, at: &Path) -> bool {
@@ -281,7 +305,8 @@ impl Plan<'_> {
             return Ok((None, Vec::new()));
         }
         let path = place.join("cover");
-        let left_out = self.entries(tree, &Cover::make(&path)?)?;
+        let Some(lower) = tree.lowers.last() else { return Ok((None, Vec::new())) };
+        let left_out = self.entries(tree, &Cover::make(&path, &crate::lowers::open_one(lower)?)?)?;
         Ok((Some(path.into()), left_out))
     }
 
@@ -396,7 +421,12 @@ fn layered(lowers: &[PathBuf], at: &Path) -> Result<Vec<PathBuf>> {
         let mut hides = false;
         for part in at.components() {
             path.push(part);
-            match openat(CWD, &path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            match openat(
+                CWD,
+                &path,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            ) {
                 Ok(dir) => hides |= layer::opaque(&dir, marks)? == Opaque::Yes,
                 Err(Errno::NOENT) => {
                     if hides {

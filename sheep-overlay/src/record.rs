@@ -19,8 +19,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 
-use crate::doc::{Backend, DocPath, Overlay, UserNamespace};
 use crate::child::{After, Place};
+use crate::doc::{Backend, DocPath, Overlay, UserNamespace};
 use crate::state::{self, DataRoot, Durability, Lock};
 use crate::{PROGRAM, assemble, child, exit, holder, mountpoint, parts, remove, sys};
 
@@ -215,7 +215,9 @@ pub fn state(overlay: &Overlay) -> Result<State> {
         Some(_) => State::Covered,
         None if !recorded => State::Kept,
         // A writable copy has no mount: it is in use from `mount` to `umount`, or to the end of the boot.
-        None if is_copy(overlay) && overlay.at.is_none() && !overlay.read_only && in_this_boot(overlay)? => State::Mounted,
+        None if is_copy(overlay) && overlay.at.is_none() && !overlay.read_only && in_this_boot(overlay)? => {
+            State::Mounted
+        }
         None => State::Stale,
     })
 }
@@ -230,7 +232,6 @@ fn is_ours(overlay: &Overlay, mount: mountpoint::Mount) -> bool {
         (Some(recorded), _) => mount.id == Some(recorded),
         // Between the mount and the writing of its id a process may be killed; and old kernels have no ids.
         (None, Some(_)) if overlay.backend == Backend::Kernel => mountpoint::is_overlayfs(&overlay.merged),
-        (None, Some(_)) if overlay.backend == Backend::Fuse => true,
         (None, Some(_)) => overlay.read_only || overlay.at.is_some(),
         (None, None) => false,
     }
@@ -351,7 +352,8 @@ pub fn discard(root: &DataRoot, dir: &Path) -> Result<()> {
 fn remove_all(dir: &Path) -> Result<()> {
     let done = remove::overlay(dir);
     let refused = |error: &anyhow::Error| {
-        matches!(error.downcast_ref::<Errno>(), Some(&Errno::PERM | &Errno::ACCESS)) && !rustix::process::geteuid().is_root()
+        matches!(error.downcast_ref::<Errno>(), Some(&Errno::PERM | &Errno::ACCESS))
+            && !rustix::process::geteuid().is_root()
     };
     match done {
         Err(error) if refused(&error) => {

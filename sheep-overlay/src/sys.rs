@@ -224,9 +224,8 @@ const QIF_BLIMITS: u32 = 1;
 
 fn quotactl(file: &OwnedFd, command: u32, project: u32, block: &mut libc::dqblk) -> Result<(), Errno> {
     // SAFETY: for these two commands the kernel reads or writes one `struct if_dqblk`, which libc calls dqblk.
-    let done = unsafe {
-        libc::syscall(libc::SYS_quotactl_fd, file.as_raw_fd(), command, project, std::ptr::from_mut(block))
-    };
+    let done =
+        unsafe { libc::syscall(libc::SYS_quotactl_fd, file.as_raw_fd(), command, project, std::ptr::from_mut(block)) };
     if done == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
@@ -241,9 +240,7 @@ pub fn project_use(file: &OwnedFd, project: u32) -> Result<ProjectUse, Errno> {
     let mut block = no_block();
     match quotactl(file, Q_GETQUOTA, project, &mut block) {
         // XFS knows nothing of a project without files.
-        Ok(()) | Err(Errno::NOENT) => {
-            Ok(ProjectUse { limit: block.dqb_bhardlimit << 10, used: block.dqb_curspace })
-        }
+        Ok(()) | Err(Errno::NOENT) => Ok(ProjectUse { limit: block.dqb_bhardlimit << 10, used: block.dqb_curspace }),
         Err(e) => Err(e),
     }
 }

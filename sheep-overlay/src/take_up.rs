@@ -13,7 +13,8 @@ use crate::lowers::{self, Lower};
 use crate::mount::{Request, Undo};
 use crate::record::{self, State};
 use crate::state::{self, DataRoot};
-use crate::{assemble, choose, exit, find, holder, mountpoint, stacked, sys, trees, upper, view};
+use crate::trees::Tree;
+use crate::{access, assemble, choose, exit, find, holder, mountpoint, stacked, sys, trees, upper, view};
 
 /// Mounts an existing overlay again. Errors with busy (4) where it is mounted, here or anywhere.
 pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Undo)> {
@@ -32,7 +33,9 @@ pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Und
         }
         State::Covered => return Err(covered(&before)),
         State::Lazy => {
-            return Err(exit::busy(format!("overlay {id} was unmounted lazily and is to be deleted; 'sheep-overlay gc' does that")));
+            return Err(exit::busy(format!(
+                "overlay {id} was unmounted lazily and is to be deleted; 'sheep-overlay gc' does that"
+            )));
         }
     }
     check_same(&before, request)?;
@@ -69,15 +72,12 @@ fn mount(root: &DataRoot, before: &Overlay, overlay: &mut Overlay, dir: &Path, l
     prepare_upper(before, dir)?;
     // First the record, then the mount, then its id: whatever is killed, the mount is known as ours.
     record::write(dir, overlay)?;
-    if before.backend == Backend::Fuse {
-        choose::mount_fuse(overlay, lowers)?;
-    } else {
-        let user_namespace = kernel::in_user_namespace();
-        assemble::mount(overlay, lowers, user_namespace).map_err(|error| match error.downcast_ref::<Refused>() {
+    assemble::mount(overlay, lowers, kernel::in_user_namespace()).map_err(|error| {
+        match error.downcast_ref::<Refused>() {
             Some(refused) => choose::fault(refused, error.to_string(), lowers),
             None => error,
-        })?;
-    }
+        }
+    })?;
     stacked::note_use(root, &overlay.id, lowers)
 }
 
@@ -142,9 +142,7 @@ fn check_same(before: &Overlay, request: &Request) -> Result<()> {
     let wanted = match request.backend {
         None | Some(BackendChoice::Auto) => before.backend,
         Some(BackendChoice::Kernel) => Backend::Kernel,
-        Some(BackendChoice::Fuse) => Backend::Fuse,
-        Some(BackendChoice::Btrfs) => Backend::Btrfs,
-        Some(BackendChoice::Reflink | BackendChoice::Copy) => Backend::Copy,
+        Some(BackendChoice::Copy) => Backend::Copy,
     };
     if wanted != before.backend {
         return Err(exit::usage(format!(
@@ -160,7 +158,6 @@ fn check_same(before: &Overlay, request: &Request) -> Result<()> {
         ("--tmpfs", request.tmpfs.is_some()),
         ("--size", request.size.is_some() && request.size != before.size),
         ("--idmap", request.idmap.is_some() && request.idmap != before.idmap),
-        ("--visible", request.visible && before.user_namespace.is_some()),
     ];
     match others.iter().find(|(_, differs)| *differs) {
         Some((option, _)) => {
@@ -217,7 +214,8 @@ fn prepare_upper(before: &Overlay, dir: &Path) -> Result<()> {
     }
     let root = rustix::process::geteuid().is_root();
     let trees = trees::of(before);
-    if root && before.backend == Backend::Kernel && trees.iter().any(|tree| kernel::in_use_elsewhere(&tree.upper, dir)) {
+    if root && before.backend == Backend::Kernel && trees.iter().any(|tree| kernel::in_use_elsewhere(&tree.upper, dir))
+    {
         return Err(exit::busy(format!(
             "upper is in use: overlay {} is still mounted in another mount namespace (a container's?)",
             before.id
@@ -228,7 +226,7 @@ fn prepare_upper(before: &Overlay, dir: &Path) -> Result<()> {
         upper::ensure_dir(&tree.upper)?;
         upper::ensure_dir(&tree.work)?;
     }
-    if !trees.iter().any(|tree| kernel::volatile_marker(&tree.work).exists()) {
+    if !before.volatile || !access::with(before, |overlay| Ok(trees::of(overlay).iter().any(is_marked)))? {
         return Ok(());
     }
     if !record::in_this_boot(before)? {
@@ -240,5 +238,16 @@ fn prepare_upper(before: &Overlay, dir: &Path) -> Result<()> {
         ));
     }
     // Unmounted by hand, or by a umount that was killed: in this boot nothing is lost yet.
-    trees.iter().try_for_each(|tree| kernel::settle_volatile(&tree.upper, &tree.work))
+    access::with(before, settle)
+}
+
+fn is_marked(tree: &Tree) -> bool {
+    kernel::volatile_marker(&tree.work).exists()
+}
+
+/// Makes what a volatile overlay wrote durable, and its uppers fit to be mounted again. The kernel closes its own part of
+/// the work directory to all, so that this must be done with the rights of [`access::with`].
+pub fn settle(overlay: &Overlay) -> Result<()> {
+    let trees = trees::of(overlay);
+    trees.iter().filter(|tree| is_marked(tree)).try_for_each(|tree| kernel::settle_volatile(&tree.upper, &tree.work))
 }

@@ -10,7 +10,7 @@ use crate::find::{self, Target};
 use crate::mountpoint::{self, NotUnmounted};
 use crate::record::{self, State};
 use crate::state::DataRoot;
-use crate::{PROGRAM, assemble, busy, choose, cli, exit, holder, quota, stacked, take_up, tmpfs, trees};
+use crate::{PROGRAM, access, assemble, busy, cli, exit, holder, quota, stacked, take_up, tmpfs, trees};
 
 /// Unmounts each overlay. After an error it goes on with the others; the first error is the result.
 pub fn run(root: &DataRoot, args: &cli::Umount) -> Result<()> {
@@ -63,9 +63,6 @@ fn end_workings(overlay: &Overlay, dir: &Path) -> Result<()> {
     if overlay.size.is_some() {
         quota::release(dir);
     }
-    if overlay.backend == Backend::Btrfs {
-        choose::delete_snapshot(dir)?;
-    }
     Ok(())
 }
 
@@ -96,11 +93,9 @@ pub fn keep_overlay(root: &DataRoot, id: &str) -> Result<Overlay> {
         return Err(exit::usage("its changes are in memory, and end with the mount: they cannot be kept"));
     }
     unmount(&overlay, &dir)?;
-    let trees = trees::of(&overlay);
-    let marked = overlay.volatile && trees.iter().any(|tree| kernel::volatile_marker(&tree.work).exists());
     // A volatile upper of an earlier boot stays marked: it may be torn.
-    if marked && record::in_this_boot(&overlay)? {
-        trees.iter().try_for_each(|tree| kernel::settle_volatile(&tree.upper, &tree.work))?;
+    if overlay.volatile && record::in_this_boot(&overlay)? {
+        access::with(&overlay, take_up::settle)?;
     }
     overlay.mount_id = None;
     overlay.boot_id = None;
@@ -133,7 +128,10 @@ fn drop_lazily(root: &DataRoot, id: &str) -> Result<()> {
         State::Kept | State::Stale | State::Lazy => {}
     }
     if let Some(who) = still_in_use(&overlay, &dir)? {
-        exit::warn(PROGRAM, &format!("umount: {id}: still in use by {who}; 'sheep-overlay gc' deletes it when it is not"));
+        exit::warn(
+            PROGRAM,
+            &format!("umount: {id}: still in use by {who}; 'sheep-overlay gc' deletes it when it is not"),
+        );
         return Ok(());
     }
     discard_lazy(root, &overlay, &dir)
@@ -191,9 +189,6 @@ fn unmount(overlay: &Overlay, dir: &Path) -> Result<()> {
     {
         return Err(exit::busy(format!("in use by {who}")));
     }
-    if overlay.backend == Backend::Fuse {
-        return until_not_busy(overlay, || choose::unmount_fuse(overlay));
-    }
     if overlay.mounts.is_empty() {
         return until_not_busy(overlay, || mountpoint::unmount(&overlay.merged));
     }
@@ -249,7 +244,11 @@ fn until_not_busy(overlay: &Overlay, unmount: impl Fn() -> Result<(), NotUnmount
 /// The record says mounted and it is not: a restart, an umount by hand — or it is mounted in another mount namespace.
 fn unmounted_elsewhere(overlay: &Overlay, dir: &Path) -> Result<()> {
     if let Some(who) = still_in_use(overlay, dir)? {
-        let who = if overlay.user_namespace.is_some() { who } else { "another mount namespace, or lazily unmounted".to_owned() };
+        let who = if overlay.user_namespace.is_some() {
+            who
+        } else {
+            "another mount namespace, or lazily unmounted".to_owned()
+        };
         return Err(exit::busy(format!("still mounted and in use: {who}")));
     }
     // Its parts may be mounted still.

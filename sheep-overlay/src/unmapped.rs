@@ -26,7 +26,8 @@ pub fn explain(lowers: &[Lower], namespace: &UserNamespace) {
             }
         };
         look(lower.stat.st_uid, lower.stat.st_gid);
-        let Ok(dir) = openat(&lower.fd, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) else {
+        let Ok(dir) = openat(&lower.fd, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        else {
             continue;
         };
         let mut buffer = [MaybeUninit::<u8>::uninit(); 8192];
@@ -50,7 +51,11 @@ pub fn explain(lowers: &[Lower], namespace: &UserNamespace) {
     }
     let owners: Vec<String> = found.iter().take(4).map(|(uid, gid)| format!("{uid}:{gid}")).collect();
     let more = if found.len() > 4 { ", …" } else { "" };
-    let remedy = if namespace.is_single() { "subordinate ids (usermod --add-subuids) map more owners, and root changes all" } else { "root changes all" };
+    let remedy = if namespace.is_single() {
+        "subordinate ids (usermod --add-subuids) map more owners, and root changes all"
+    } else {
+        "root changes all"
+    };
     exit::warn(
         PROGRAM,
         &format!(

@@ -20,3 +20,7 @@ mod names;
 mod overlays;
 #[path = "cli/removal.rs"]
 mod removal;
+#[path = "cli/rootless.rs"]
+mod rootless;
+#[path = "cli/whole.rs"]
+mod whole;

@@ -117,6 +117,7 @@ fn code_for(error: &anyhow::Error, runs_program: bool) -> u8 {
         (None, Some(Kind::Usage)) => 2,
         (None, Some(Kind::NotFound)) => 3,
         (None, Some(Kind::Busy)) => 4,
+        (None, Some(Kind::NotRun(code))) => code,
     }
 }
 

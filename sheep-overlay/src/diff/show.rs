@@ -15,11 +15,13 @@ use crate::doc::{Overlay, name_to_json, write_out};
 
 /// Prints the changes of an overlay in the form that is asked for.
 pub fn run(overlay: &Overlay, args: &cli::Diff) -> Result<()> {
-    let everything = args.json || args.stat || args.patch;
+    let everything = args.json || args.stat;
     let changes = changes_to(overlay, if everything { Depth::Everything } else { Depth::Kinds })?;
     let mut out = Vec::new();
     for change in &changes {
-        if args.json {
+        if args.stat {
+            out.extend(format!("{:>11}  {}", grown(change), line(change)).into_bytes());
+        } else if args.json {
             out.extend(document(change).to_string().into_bytes());
         } else if args.null {
             out.extend_from_slice(bytes(&change.path));
@@ -30,7 +32,39 @@ pub fn run(overlay: &Overlay, args: &cli::Diff) -> Result<()> {
         }
         out.push(if args.null { 0 } else { b'\n' });
     }
+    if args.stat {
+        out.extend(sums(&changes).into_bytes());
+    }
     write_out(&out)
+}
+
+/// By how many bytes a path grew or shrank; nothing for what has no size.
+fn grown(change: &Change) -> String {
+    let (old, new) = (change.old_size.unwrap_or(0), change.size.unwrap_or(0));
+    match (change.old_size.or(change.size), new >= old) {
+        (None, _) => String::new(),
+        (_, true) => format!("+{}", human(new - old)),
+        (_, false) => format!("-{}", human(old - new)),
+    }
+}
+
+/// The last line of `--stat`: how many changes of each kind, and what they come to.
+fn sums(changes: &[Change]) -> String {
+    let counts: Vec<String> = Kind::ALL
+        .into_iter()
+        .map(|kind| (kind, changes.iter().filter(|change| change.kind == kind).count()))
+        .filter(|(_, count)| *count > 0)
+        .map(|(kind, count)| format!("{count} {}", kind.name()))
+        .collect();
+    let grew = |more: bool| -> u64 {
+        let by = |change: &Change| {
+            let (old, new) = (change.old_size.unwrap_or(0), change.size.unwrap_or(0));
+            if more { new.saturating_sub(old) } else { old.saturating_sub(new) }
+        };
+        changes.iter().map(by).sum()
+    };
+    let counts = if counts.is_empty() { "no changes".to_owned() } else { counts.join(", ") };
+    format!("{counts}; +{} -{}\n", human(grew(true)), human(grew(false)))
 }
 
 /// `A /path`; `R /old -> /new` of what was renamed.
@@ -101,6 +135,30 @@ fn push_escaped(line: &mut String, path: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sums_of_sizes() {
+        let change = |kind, old_size, size| Change {
+            path: "/a".into(),
+            kind,
+            what: Vec::new(),
+            from: None,
+            layer: None,
+            old_size,
+            size,
+            file_type: rustix::fs::FileType::RegularFile,
+        };
+        let changes = [
+            change(Kind::Added, None, Some(2048)),
+            change(Kind::Modified, Some(10), Some(4)),
+            change(Kind::Deleted, Some(5), None),
+            change(Kind::Added, None, None),
+        ];
+        let grown: Vec<String> = changes.iter().map(grown).collect();
+        assert_eq!(grown, ["+2.0 KiB", "-6 B", "-5 B", ""]);
+        assert_eq!(sums(&changes), "2 added, 1 modified, 1 deleted; +2.0 KiB -11 B\n");
+        assert_eq!(sums(&[]), "no changes; +0 B -0 B\n");
+    }
 
     #[test]
     fn a_path_is_one_line_and_harmless() {

@@ -46,6 +46,16 @@ impl Ran {
         }
     }
 
+    /// Like [`Ran::fails`], where warnings may stand before the last line.
+    #[track_caller]
+    pub fn refuses(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, code, "{self:?}");
+        let last = self.err.lines().last().unwrap_or_default();
+        for word in words {
+            assert!(last.contains(word), "{word:?} in {self:?}");
+        }
+    }
+
     #[track_caller]
     pub fn ok(self) -> Ran {
         assert_eq!(self.code, 0, "{self:?}");
@@ -178,7 +188,7 @@ impl Drop for World {
     }
 }
 
-fn ran(output: Output) -> Ran {
+pub fn ran(output: Output) -> Ran {
     Ran {
         code: output.status.code().unwrap_or(-1),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),

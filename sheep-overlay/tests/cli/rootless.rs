@@ -1,0 +1,136 @@
+//! An ordinary user's overlays: a user namespace that a holder keeps.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::harness::{World, names_in, sh, until};
+
+fn own_lower(world: &World, files: &[&str]) -> PathBuf {
+    let low = world.lower("low", files);
+    sh(&format!("chown -R sheeptest: {}", low.display()));
+    low
+}
+
+fn holder(world: &World, id: &str) -> String {
+    world.run(&["inspect", "--print", "overlay.holder.pid", id]).ok().out.trim().to_owned()
+}
+
+#[test]
+fn p22_a_scratch_for_all_shells_of_a_user_and_nothing_is_left() {
+    let world = World::user();
+    let low = own_lower(&world, &["a", "sub/b"]);
+    let document = world.run(&["mount", "--id", "ov", "low"]).json();
+    assert_eq!(document["overlay"]["backend"], "kernel");
+    assert_eq!(document["overlay"]["userXattrs"], true);
+
+    let script = format!(
+        "cd {0}; test $(id -un) = sheeptest; echo new > n; echo x > {0}/a; rm -r sub; mkdir sub",
+        low.display()
+    );
+    world.run(&["exec", "ov", "sh", "-ec", &script]).ok();
+    // Another process sees it, and has its working directory where it is outside.
+    let mut command = world.command(&["exec", "ov", "sh", "-c", "pwd; ls; cat a"]);
+    let seen = command.current_dir(&low).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&seen.stdout), format!("{}\na\nn\nsub\nx\n", low.display()));
+    assert_eq!(fs::read_to_string(low.join("a")).unwrap(), "low");
+    assert_eq!(names_in(&low), ["a", "sub"]);
+    let diff = world.run(&["diff", "ov"]).ok().out;
+    assert_eq!(diff, "M /a\nA /n\nO /sub\nD /sub/b\n");
+    // What others see is no place to write to by mistake.
+    let write = format!("setpriv --reuid sheeptest --clear-groups touch {}/x", world.merged("ov").display());
+    assert!(!Command::new("sh").args(["-c", &write]).output().unwrap().status.success());
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+}
+
+#[test]
+fn the_exit_code_is_the_commands() {
+    let world = World::user();
+    own_lower(&world, &["a"]);
+    world.run(&["mount", "--id", "ov", "low"]).ok();
+    assert_eq!(world.run(&["exec", "ov", "--", "sh", "-c", "exit 7"]).code, 7);
+    assert_eq!(world.run(&["exec", "ov", "no-such-command"]).code, 127);
+    assert_eq!(world.run(&["exec", "ov", "/etc"]).code, 126);
+    world.run(&["exec", "nothing", "true"]).fails(125, &["no such overlay"]);
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+}
+
+#[test]
+fn a_holder_that_was_killed_is_noticed_and_mended() {
+    let world = World::user();
+    own_lower(&world, &["a"]);
+    world.run(&["mount", "--id", "ov", "low"]).ok();
+    world.run(&["exec", "ov", "touch", "new"]).ok();
+    sh(&format!("kill -9 {}", holder(&world, "ov")));
+    until(|| world.state("ov").as_deref() == Some("stale"));
+    let ran = world.run(&["exec", "ov", "ls"]).ok();
+    assert_eq!(ran.out, "a\nnew\n");
+    assert!(ran.err.contains("is again"), "{ran:?}");
+    assert_eq!(world.state("ov").unwrap(), "mounted");
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+}
+
+#[test]
+fn p01_a_process_inside_lends_its_namespaces_to_a_new_holder() {
+    let world = World::user();
+    own_lower(&world, &["a"]);
+    world.run(&["mount", "--id", "ov", "low"]).ok();
+    let mut inside = world.command(&["exec", "ov", "sh", "-c", "touch ready; exec sleep 60"]).spawn().unwrap();
+    until(|| world.run(&["diff", "ov"]).out.contains("/ready"));
+    world.run(&["umount", "ov"]).fails(4, &["in use by", "sleep"]);
+    sh(&format!("kill -9 {}", holder(&world, "ov")));
+    until(|| world.state("ov").as_deref() == Some("stale"));
+    // Mounted twice, the one upper would be destroyed.
+    world.run(&["umount", "ov"]).fails(4, &["sleep"]);
+    assert_eq!(world.run(&["exec", "ov", "ls"]).ok().out, "a\nready\n");
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+}
+
+#[test]
+fn p30_kept_and_taken_up_again() {
+    let world = World::user();
+    own_lower(&world, &["a"]);
+    world.run(&["mount", "--id", "ov", "--scratch", "low"]).ok();
+    world.run(&["exec", "ov", "sh", "-c", "rm a; mkdir a; touch a/b"]).ok();
+    world.run(&["umount", "--keep", "ov"]).ok();
+    assert_eq!(world.state("ov").unwrap(), "kept");
+    assert_eq!(world.run(&["diff", "ov"]).ok().out, "T /a\nA /a/b\n");
+    world.run(&["exec", "ov", "ls"]).fails(125, &["kept", "mount --id ov"]);
+    world.run(&["mount", "--id", "ov"]).ok();
+    assert_eq!(world.run(&["exec", "ov", "ls", "a"]).ok().out, "b\n");
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+}
+
+#[test]
+fn p23_changes_in_memory() {
+    let world = World::user();
+    own_lower(&world, &["a"]);
+    world.run(&["mount", "--id", "ov", "--tmpfs=8m", "low"]).ok();
+    world.run(&["exec", "ov", "sh", "-c", "echo x > new; rm a; mkdir a"]).ok();
+    assert_eq!(world.run(&["diff", "ov"]).ok().out, "T /a\nA /new\n");
+    let full = world.run(&["exec", "ov", "dd", "if=/dev/zero", "of=big", "bs=1M", "count=20"]);
+    assert!(full.err.contains("No space left"), "{full:?}");
+    world.run(&["umount", "--keep", "ov"]).fails(2, &["in memory"]);
+    sh(&format!("kill -9 {}", holder(&world, "ov")));
+    until(|| world.state("ov").as_deref() == Some("stale"));
+    world.run(&["exec", "ov", "ls"]).fails(125, &["in memory", "gone"]);
+    assert!(world.run(&["gc"]).ok().out.contains("deleted ov"));
+    world.is_clean();
+}
+
+#[test]
+fn p22_owners_that_are_not_mapped_are_told_before() {
+    let world = World::user();
+    world.lower("low", &["a"]);
+    let ran = world.run(&["mount", "--id", "ov", "low"]).ok();
+    assert!(ran.err.contains("owners outside of your user namespace (0:0)"), "{ran:?}");
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+}
