@@ -191,7 +191,7 @@ impl Plan<'_> {
                 return Ok(());
             }
         };
-        self.trees.push(Tree { at: at.clone(), lowers: vec![dir.to_path_buf()], split: true, ..Tree::default() });
+        self.trees.push(Tree { at: at.clone(), lowers: vec![dir.to_path_buf()], split: true });
         for name in names {
             let (point, inside) = (dir.join(&name), at.join(&name));
             if self.hide.contains(&inside) || !is_directory(&point) {
