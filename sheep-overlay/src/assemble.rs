@@ -102,6 +102,8 @@ fn mount_part(overlay: &Overlay, part: &mut Mount, user_namespace: bool) -> Resu
                     (part.upper, part.work, part.cover) = (None, None, None);
                     part.lower.drain(..part.lower.len().saturating_sub(1));
                 }
+                // Unmounted or deleted since the table of mounts was read.
+                Err(error) if exit::kind(&error) == Some(exit::Kind::NotFound) => return Ok(()),
                 Err(error) => return Err(error),
             },
         }

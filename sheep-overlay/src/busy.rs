@@ -40,7 +40,8 @@ pub fn users_of_copy(merged: &Path) -> Option<String> {
 }
 
 /// The processes in other mount namespaces that see what is mounted on `merged`, in words: `sheep-overlay exec` of root
-/// makes such namespaces, and an umount does not reach into them.
+/// makes such namespaces, with the view in another place, and an umount does not reach into them. A namespace that only has
+/// a copy of the mount where it is here, as every new one has, does not count.
 pub fn users_elsewhere(merged: &Path) -> Option<String> {
     let device = fs::metadata(merged).ok()?.dev();
     let wanted = (rustix::fs::major(device), rustix::fs::minor(device));
@@ -50,7 +51,7 @@ pub fn users_elsewhere(merged: &Path) -> Option<String> {
         there.is_some()
             && there != here
             && mountinfo::read_of(&process.join("mountinfo"))
-                .is_ok_and(|table| table.iter().any(|entry| entry.device == wanted))
+                .is_ok_and(|table| table.iter().any(|entry| entry.device == wanted && entry.point != merged))
     };
     let found = processes(sees);
     if found.is_empty() { None } else { Some(in_words(found)) }

@@ -165,7 +165,7 @@ pub fn changes_to(overlay: &Overlay, depth: Depth) -> Result<Vec<Change>> {
     for tree in trees::of(overlay) {
         match tree::changes(overlay, &tree, depth) {
             Ok((found, walk)) => changes.extend(found.into_iter().map(|found| change(&tree, &walk, found))),
-            // A part that its user cannot read he has not changed either.
+            // A part that its user cannot read, or that is gone by now, he has not changed either.
             Err(error) if !tree.prefix.is_empty() && is_untouched(&tree) && is_closed(&error) => {}
             Err(error) => return Err(error),
         }
@@ -194,7 +194,7 @@ fn is_untouched(tree: &Tree) -> bool {
 }
 
 fn is_closed(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<Errno>(), Some(&Errno::ACCESS))
+    matches!(error.downcast_ref::<Errno>(), Some(&Errno::ACCESS | &Errno::NOENT))
 }
 
 /// What became of a file that is mounted on a file of a lower, of which the view has a copy.
