@@ -28,7 +28,7 @@ use crate::doc::{DocPath, How, Mount, Overlay};
 use crate::layer::{self, Marks, Opaque};
 use crate::lowers::{Lower, open_path};
 use crate::mountinfo::{self, Entry};
-use crate::{cover, exit, upper};
+use crate::{cover, exit, remove, upper};
 
 /// File systems of the kernel's own: their files are no data, and a copy of them has no meaning.
 const PSEUDO: [&str; 22] = [
@@ -239,7 +239,13 @@ impl Plan<'_> {
             if !top {
                 make_dirs(&place)?;
             }
-            let (cover, left_out) = self.cover(tree, &place)?;
+            let (cover, left_out) = match self.cover(tree, &place) {
+                Err(error) if !top && is_gone(&error) => {
+                    start_part_anew(self.wanted.dir, number)?;
+                    continue;
+                }
+                made => made?,
+            };
             if top {
                 (overlay.cover, overlay.split) = (cover, tree.split);
             } else {
@@ -257,7 +263,13 @@ impl Plan<'_> {
                 for dir in mount.upper.iter().chain(&mount.work) {
                     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
                 }
-                take_root(&tree.lowers, mount.upper.as_ref())?;
+                match take_root(&tree.lowers, mount.upper.as_ref()) {
+                    Err(error) if is_gone(&error) => {
+                        start_part_anew(self.wanted.dir, number)?;
+                        continue;
+                    }
+                    done => done?,
+                }
                 mounts.push(mount);
             }
             for name in left_out {
@@ -327,13 +339,29 @@ impl Plan<'_> {
                 };
                 if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                     cover.put_directory(&raw, &stat).with_context(describe)?;
-                } else if cover.put_entry(from.as_fd(), &raw).with_context(describe)? == Put::Placeholder {
-                    left_out.push(name);
+                    continue;
+                }
+                match cover.put_entry(from.as_fd(), &raw).with_context(describe) {
+                    Ok(Put::Placeholder) => left_out.push(name),
+                    Ok(Put::Done) => {}
+                    Err(error) if is_gone(&error) => {}
+                    Err(error) => return Err(error),
                 }
             }
         }
         Ok(left_out)
     }
+}
+
+/// Whether an error is that something was there when the mounts or a directory were listed, and is not any more: with all of
+/// `/` in the view, there is always something that comes and goes.
+fn is_gone(error: &anyhow::Error) -> bool {
+    exit::kind(error) == Some(exit::Kind::NotFound) || matches!(error.downcast_ref::<Errno>(), Some(&Errno::NOENT))
+}
+
+/// Deletes what was made for a part that is not to be; the next one gets its number.
+fn start_part_anew(dir: &Path, number: usize) -> Result<()> {
+    remove::tree(&dir.join("mounts"), &CString::new(number.to_string())?)
 }
 
 fn bound_mount(at: &Path, what: PathBuf, how: How, reason: Option<String>) -> Mount {
