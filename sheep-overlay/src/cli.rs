@@ -32,6 +32,10 @@ pub enum Verb {
     Inspect(Inspect),
     /// List what changed against the lowers: 'A /new', 'M /modified', 'D /deleted'
     Diff(Diff),
+    /// Say which layer supplies a path, and what hides it below
+    Why(Why),
+    /// Say how much disk the changes take
+    Du(Du),
     /// Run a command in an overlay: the overlay is seen in the place of its lower
     Exec(Exec),
     /// Start a shell in an overlay, as 'exec' does
@@ -157,6 +161,34 @@ pub struct Diff {
     /// End each path with a NUL and escape nothing (with --name-only)
     #[arg(short = 'z', long = "null", requires = "name_only")]
     pub null: bool,
+}
+
+/// `why`
+#[derive(Debug, Args)]
+pub struct Why {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
+    #[arg(value_name = "ID")]
+    pub overlay: OsString,
+    /// The path, from the merged directory on
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    /// Print a JSON document instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `du`
+#[derive(Debug, Args)]
+pub struct Du {
+    /// Overlays: ids, unique prefixes of ids, or paths in the merged directory; '-' reads documents from stdin
+    #[arg(value_name = "ID|PATH", required_unless_present = "from")]
+    pub overlays: Vec<OsString>,
+    /// Read the documents from FILE ('-' is stdin)
+    #[arg(long, value_name = "FILE", conflicts_with = "overlays")]
+    pub from: Option<OsString>,
+    /// Print a document a line instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `exec`

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod cover;
 pub mod diff;
 pub mod doc;
+pub mod du;
 pub mod enter;
 pub mod exit;
 pub mod find;
@@ -44,6 +45,7 @@ pub mod unmapped;
 pub mod upper;
 pub mod view;
 pub mod walk;
+pub mod why;
 
 use anyhow::Result;
 
@@ -67,6 +69,8 @@ pub fn run(cli: cli::Cli) -> Result<()> {
                 access::with(&overlay, |overlay| diff::run(overlay, args))
             })
         }
+        cli::Verb::Why(args) => why::run(&root, args),
+        cli::Verb::Du(args) => du::run(&root, args),
         cli::Verb::Exec(args) => enter::exec(&root, args),
         cli::Verb::Enter(args) => enter::enter(&root, args),
         cli::Verb::Gc(args) => gc::run(&root, args),

@@ -14,6 +14,8 @@ mod crash;
 mod errors;
 #[path = "cli/kept.rs"]
 mod kept;
+#[path = "cli/look.rs"]
+mod look;
 #[path = "cli/names.rs"]
 mod names;
 #[path = "cli/overlays.rs"]

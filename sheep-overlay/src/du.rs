@@ -1,0 +1,162 @@
+//! `du`: how much disk the changes of an overlay take.
+
+use std::collections::HashSet;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, fstat, openat, statat};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::diff::{escaped, human};
+use crate::doc::{Overlay, write_out};
+use crate::find::{self, Target};
+use crate::state::DataRoot;
+use crate::{access, cli, exit, record, trees};
+
+/// What a tree takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Used {
+    /// Bytes on the disk, holes not counted. What is shared with a lower by reflink is, for the file system does not say.
+    pub bytes: u64,
+    /// Bytes that the files have.
+    pub apparent: u64,
+    /// Files of all types, directories and whiteouts among them; one with several names once.
+    pub files: u64,
+}
+
+/// Prints what the changes of each overlay take: a table, or a document a line with the key `du`. After an error it goes
+/// on with the others; the first error is the result.
+pub fn run(root: &DataRoot, args: &cli::Du) -> Result<()> {
+    let targets = find::targets(root, &args.overlays, args.from.as_deref())?;
+    let mut rows = String::new();
+    let done = crate::for_each(targets, "du", |target| {
+        let line = one(root, target, args.json)?;
+        rows.push_str(&line);
+        Ok(())
+    });
+    if !args.json && !rows.is_empty() {
+        rows.insert_str(0, &row("DISK", "APPARENT", "FILES", "ID"));
+    }
+    write_out(rows.as_bytes())?;
+    done
+}
+
+fn one(root: &DataRoot, target: Target, json: bool) -> Result<String> {
+    let id = target.id?;
+    let overlay = record::read(&record::dir(root, &id))?.ok_or_else(|| find::no_such(&id))?;
+    let state = record::state(&overlay)?;
+    let used = access::with(&overlay, of).with_context(|| id.clone())?;
+    if !json {
+        return Ok(row(&human(used.bytes), &human(used.apparent), &used.files.to_string(), &id));
+    }
+    let mut document = target.document;
+    document.set("overlay", &record::as_seen(overlay, state))?;
+    document.set("du", &used)?;
+    Ok(String::from_utf8_lossy(&document.to_line()).into_owned())
+}
+
+fn row(bytes: &str, apparent: &str, files: &str, id: &str) -> String {
+    format!("{bytes:>10}  {apparent:>10}  {files:>8}  {id}\n")
+}
+
+/// What the changes of an overlay take: its uppers, or the copy. The roots themselves are not counted.
+pub fn of(overlay: &Overlay) -> Result<Used> {
+    let mut sum = Sum::default();
+    if record::is_copy(overlay) {
+        sum.tree(&record::dir_of(overlay).join("merged"))?;
+    } else {
+        for tree in trees::of(overlay) {
+            sum.tree(&tree.upper)?;
+        }
+        for copy in overlay
+            .mounts
+            .iter()
+            .filter(|mount| mount.how == crate::doc::How::File)
+            .filter_map(|mount| mount.upper.as_ref())
+        {
+            sum.add(&rustix::fs::stat(&**copy).with_context(|| copy.display().to_string())?);
+        }
+    }
+    Ok(sum.used)
+}
+
+#[derive(Default)]
+struct Sum {
+    used: Used,
+    /// Files with several names that were counted.
+    seen: HashSet<(u64, u64)>,
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+impl Sum {
+    fn tree(&mut self, top: &Path) -> Result<()> {
+        let dir = openat(CWD, top, DIRECTORY, Mode::empty()).with_context(|| top.display().to_string())?;
+        let device = fstat(&dir)?.st_dev;
+        self.directory(dir, device).map_err(|e| match e {
+            Errno::MFILE => exit::usage(format!("{}: too deep for the limit of open files (ulimit -n)", top.display())),
+            e => anyhow::Error::from(e).context(top.display().to_string()),
+        })?;
+        if crate::sys::interrupted() { bail!("interrupted") } else { Ok(()) }
+    }
+
+    fn directory(&mut self, dir: OwnedFd, device: u64) -> Result<(), Errno> {
+        for name in self.entries(dir.as_fd())? {
+            match openat(&dir, &*name, DIRECTORY, Mode::empty()) {
+                // What is mounted here is no part of the tree.
+                Ok(inner) if fstat(&inner)?.st_dev == device => self.directory(inner, device)?,
+                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the entries of a directory, and gives the directories among them.
+    fn entries(&mut self, dir: BorrowedFd<'_>) -> Result<Vec<std::ffi::CString>, Errno> {
+        let mut buffer = vec![MaybeUninit::<u8>::uninit(); 16 << 10];
+        let mut dirs = Vec::new();
+        let mut entries = RawDir::new(dir, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT) {
+                Ok(stat) => {
+                    self.add(&stat);
+                    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                        dirs.push(name.to_owned());
+                    }
+                }
+                // Deleted since.
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(dirs)
+    }
+
+    fn add(&mut self, stat: &rustix::fs::Stat) {
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if !directory && stat.st_nlink > 1 && !self.seen.insert((stat.st_dev, stat.st_ino)) {
+            return;
+        }
+        self.used.files += 1;
+        self.used.bytes += stat.st_blocks as u64 * 512;
+        if !directory {
+            self.used.apparent += stat.st_size as u64;
+        }
+    }
+}
+
+/// The line that names a path, as `du` and `why` print it.
+pub fn name_of(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    escaped(path.as_os_str().as_bytes())
+}
