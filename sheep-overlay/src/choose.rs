@@ -4,8 +4,10 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
+use rustix::io::Errno;
 
 use crate::assemble;
+use crate::backend::btrfs;
 use crate::backend::copy::{self, Summary};
 use crate::backend::kernel::{self, Refused};
 use crate::child::{self, After, Place};
@@ -22,6 +24,8 @@ use crate::{PROGRAM, exit, holder, mountpoint, record, remove, unmapped, view};
 enum Way {
     /// OverlayFS: by this process as root, else in a user namespace that a holder keeps.
     Kernel,
+    /// A btrfs snapshot.
+    Snapshot,
     Copy,
 }
 
@@ -30,7 +34,7 @@ pub fn fill(root: &DataRoot, overlay: &mut Overlay, lowers: &[Lower], request: &
     let choice = request.backend.unwrap_or(BackendChoice::Auto);
     let mut refusals: Vec<String> = Vec::new();
     let mut ways = ways(overlay, choice);
-    if request.of_image && ways == [Way::Kernel, Way::Copy] && !rustix::process::geteuid().is_root() {
+    if request.of_image && ways.len() > 1 && !rustix::process::geteuid().is_root() {
         ways.remove(0);
         refusals.push("the next program of a pipe does not see an ordinary user's mount".to_owned());
     }
@@ -39,6 +43,7 @@ pub fn fill(root: &DataRoot, overlay: &mut Overlay, lowers: &[Lower], request: &
         let done = match way {
             Way::Kernel if rustix::process::geteuid().is_root() => by_kernel(root, overlay, lowers, request),
             Way::Kernel => by_holder(root, overlay, lowers, request),
+            Way::Snapshot => by_snapshot(overlay, lowers, choice, &refusals),
             Way::Copy => return by_copy(overlay, lowers, choice, &refusals),
         };
         let Err(error) = done else { return Ok(()) };
@@ -60,7 +65,8 @@ fn ways(overlay: &Overlay, choice: BackendChoice) -> Vec<Way> {
         overlay.tmpfs.is_some() || overlay.size.is_some() || overlay.idmap.is_some() || !overlay.hide.is_empty();
     match choice {
         BackendChoice::Auto if overlayfs_only => vec![Way::Kernel],
-        BackendChoice::Auto => vec![Way::Kernel, Way::Copy],
+        BackendChoice::Auto => vec![Way::Kernel, Way::Snapshot, Way::Copy],
+        BackendChoice::Btrfs => vec![Way::Snapshot],
         BackendChoice::Kernel => vec![Way::Kernel],
         _ => vec![Way::Copy],
     }
@@ -142,9 +148,27 @@ pub fn fault(refused: &Refused, message: String, lowers: &[Lower]) -> anyhow::Er
     }
 }
 
+fn by_snapshot(overlay: &mut Overlay, lowers: &[Lower], choice: BackendChoice, refusals: &[String]) -> Result<()> {
+    let root = rustix::process::geteuid().is_root();
+    let refused = |reason: &str| Err(Refused::new(Errno::INVAL, "btrfs snapshot", reason).into());
+    let [only] = lowers else { return refused("it shows one lower only") };
+    if (overlay.read_only || overlay.at.is_some()) && !root {
+        return refused("--read-only and --at need root with it");
+    }
+    btrfs::snapshot(&only.path, record::dir_of(overlay), c"merged")?;
+    overlay.backend = Backend::Btrfs;
+    overlay.backend_reason = match choice {
+        BackendChoice::Auto => format!("OverlayFS cannot be had: {}", refusals.join("; ")),
+        _ => "asked for with --backend btrfs".to_owned(),
+    };
+    overlay.volatile = false;
+    bind_copy(overlay)
+}
+
 fn by_copy(overlay: &mut Overlay, lowers: &[Lower], choice: BackendChoice, refusals: &[String]) -> Result<()> {
     let refused = match choice {
         BackendChoice::Auto => format!("OverlayFS cannot be had: {}", refusals.join("; ")),
+        BackendChoice::Reflink => "asked for with --backend reflink".to_owned(),
         _ => "asked for with --backend copy".to_owned(),
     };
     let root = rustix::process::geteuid().is_root();
@@ -156,7 +180,7 @@ fn by_copy(overlay: &mut Overlay, lowers: &[Lower], choice: BackendChoice, refus
     }
     let made = record::dir_of(overlay).join("merged");
     let paths: Vec<PathBuf> = lowers.iter().map(|lower| lower.path.clone()).collect();
-    let summary = copy::copy_stack(&paths, &made)?;
+    let summary = copy::copy_stack(&paths, &made, choice == BackendChoice::Reflink)?;
     overlay.backend = Backend::Copy;
     overlay.backend_reason = refused;
     overlay.volatile = false;

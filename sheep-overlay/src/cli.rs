@@ -97,6 +97,10 @@ pub enum BackendChoice {
     Auto,
     /// OverlayFS or nothing; for an ordinary user in a user namespace
     Kernel,
+    /// A snapshot of a lower that is a btrfs subvolume
+    Btrfs,
+    /// A copy that shares all content with the lowers (reflink)
+    Reflink,
     /// A faithful copy
     Copy,
 }

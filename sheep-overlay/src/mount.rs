@@ -211,7 +211,7 @@ fn layers_of(image: Image) -> Result<Vec<PathBuf>> {
 
 /// What can be refused before anything is touched.
 fn check_request(root: &DataRoot, request: &Request) -> Result<()> {
-    let copy = request.backend == Some(BackendChoice::Copy);
+    let copy = matches!(request.backend, Some(BackendChoice::Btrfs | BackendChoice::Reflink | BackendChoice::Copy));
     let root_user = rustix::process::geteuid().is_root();
     if !copy && request.lowers.len() > kernel::MAX_LOWERS {
         return Err(exit::usage(format!(

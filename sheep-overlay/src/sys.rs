@@ -279,3 +279,51 @@ pub fn file_handle(dir: BorrowedFd<'_>, name: &CStr) -> Option<(i32, Vec<u8>)> {
     };
     (done == 0).then(|| (handle.kind, handle.bytes[..(handle.length as usize).min(MOST)].to_vec()))
 }
+
+/// `BTRFS_IOC_SNAP_CREATE_V2` and its `struct btrfs_ioctl_vol_args_v2`.
+const SNAP_CREATE_V2: libc::Ioctl = 0x5000_9417;
+#[repr(C)]
+struct SnapshotArgs {
+    fd: i64,
+    transid: u64,
+    flags: u64,
+    unused: [u64; 4],
+    name: [u8; 4040],
+}
+
+/// `BTRFS_IOC_SNAP_DESTROY` and its `struct btrfs_ioctl_vol_args`.
+const SNAP_DESTROY: libc::Ioctl = 0x5000_940F;
+#[repr(C)]
+struct VolumeArgs {
+    fd: i64,
+    name: [u8; 4088],
+}
+
+fn put_name<const N: usize>(to: &mut [u8; N], name: &CStr) -> Result<(), Errno> {
+    let bytes = name.to_bytes_with_nul();
+    to.get_mut(..bytes.len()).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(bytes);
+    Ok(())
+}
+
+/// Makes a writable snapshot of the subvolume `source` as `name` in `place`.
+pub fn btrfs_snapshot(source: &OwnedFd, place: &OwnedFd, name: &CStr) -> Result<(), Errno> {
+    let fd = i64::from(source.as_raw_fd());
+    let mut args = SnapshotArgs { fd, transid: 0, flags: 0, unused: [0; 4], name: [0; 4040] };
+    put_name(&mut args.name, name)?;
+    // SAFETY: the ioctl reads and writes one `struct btrfs_ioctl_vol_args_v2`, whose name ends with a NUL.
+    match unsafe { libc::ioctl(place.as_raw_fd(), SNAP_CREATE_V2, &raw mut args) } {
+        0 => Ok(()),
+        _ => Err(last_errno()),
+    }
+}
+
+/// Deletes the subvolume `name` in `place`.
+pub fn btrfs_delete(place: &OwnedFd, name: &CStr) -> Result<(), Errno> {
+    let mut args = VolumeArgs { fd: 0, name: [0; 4088] };
+    put_name(&mut args.name, name)?;
+    // SAFETY: the ioctl reads one `struct btrfs_ioctl_vol_args`, whose name ends with a NUL.
+    match unsafe { libc::ioctl(place.as_raw_fd(), SNAP_DESTROY, &raw const args) } {
+        0 => Ok(()),
+        _ => Err(last_errno()),
+    }
+}

@@ -142,7 +142,8 @@ fn check_same(before: &Overlay, request: &Request) -> Result<()> {
     let wanted = match request.backend {
         None | Some(BackendChoice::Auto) => before.backend,
         Some(BackendChoice::Kernel) => Backend::Kernel,
-        Some(BackendChoice::Copy) => Backend::Copy,
+        Some(BackendChoice::Btrfs) => Backend::Btrfs,
+        Some(BackendChoice::Reflink | BackendChoice::Copy) => Backend::Copy,
     };
     if wanted != before.backend {
         return Err(exit::usage(format!(

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::backend::kernel;
+use crate::backend::{btrfs, kernel};
 use crate::doc::{Backend, How, Overlay};
 use crate::find::{self, Target};
 use crate::mountpoint::{self, NotUnmounted};
@@ -62,6 +62,10 @@ fn end_workings(overlay: &Overlay, dir: &Path) -> Result<()> {
     tmpfs::unmount(dir)?;
     if overlay.size.is_some() {
         quota::release(dir);
+    }
+    if overlay.backend == Backend::Btrfs {
+        // Where that is not allowed, it is deleted like any directory, file by file.
+        let _ = btrfs::delete(dir, c"merged");
     }
     Ok(())
 }

@@ -12,6 +12,8 @@ mod copies;
 mod crash;
 #[path = "cli/errors.rs"]
 mod errors;
+#[path = "cli/filesystems.rs"]
+mod filesystems;
 #[path = "cli/kept.rs"]
 mod kept;
 #[path = "cli/look.rs"]

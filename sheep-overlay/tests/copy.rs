@@ -55,7 +55,7 @@ fn copy(lowers: &[&Path], dir: &Path) -> anyhow::Result<Summary> {
     let merged = dir.join("merged");
     fs::create_dir_all(&merged).unwrap();
     let lowers: Vec<PathBuf> = lowers.iter().map(|lower| lower.to_path_buf()).collect();
-    copy_stack(&lowers, &merged)
+    copy_stack(&lowers, &merged, false)
 }
 
 fn rsync_sees_no_difference(a: &Path, b: &Path) {

@@ -42,7 +42,7 @@ impl Both {
             "cd {to}; cp -a --attributes-only {from} root; find root -mindepth 1 -delete; touch -r {from} root; \
              rmdir upper; mv root upper"
         ));
-        copy_stack(lowers, &copy.join("merged")).unwrap();
+        copy_stack(lowers, &copy.join("merged"), false).unwrap();
         scratch.overlay(lowers, &kernel);
         Both { kernel: overlay(&kernel, Backend::Kernel, lowers), copy: overlay(&copy, Backend::Copy, lowers) }
     }

@@ -56,6 +56,7 @@ struct Job {
     losses: Losses,
     devices_left_out: AtomicU64,
     reflinked: AtomicBool,
+    only_shared: bool,
     /// The second part of the note: inode numbers of directories.
     directories: Mutex<Vec<u8>>,
     /// Directories that their owner may not search or write: their modes are set when all is done.
@@ -64,8 +65,8 @@ struct Job {
 
 /// Copies what `lowers` (bottom first) show as one tree into the empty directory `destination`, and leaves a note for
 /// `diff` beside it (`copied`). Until it is done, only its owner gets into `destination`. On failure the caller removes
-/// what is there; the error names the file.
-pub fn copy_stack(lowers: &[PathBuf], destination: &Path) -> Result<Summary> {
+/// what is there; the error names the file. With `only_shared`, content that cannot be shared with a lower (reflink) is an error.
+pub fn copy_stack(lowers: &[PathBuf], destination: &Path, only_shared: bool) -> Result<Summary> {
     let name = destination.display().to_string();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = openat(CWD, destination, flags, Mode::empty()).with_context(|| name.clone())?;
@@ -82,6 +83,7 @@ pub fn copy_stack(lowers: &[PathBuf], destination: &Path) -> Result<Summary> {
         defaults,
         devices_left_out: AtomicU64::new(0),
         reflinked: AtomicBool::new(false),
+        only_shared,
         directories: Mutex::default(),
         late_modes: Mutex::default(),
     };

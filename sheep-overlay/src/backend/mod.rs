@@ -1,4 +1,5 @@
 //! The ways to make a merged view.
 
+pub mod btrfs;
 pub mod copy;
 pub mod kernel;

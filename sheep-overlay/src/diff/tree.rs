@@ -22,6 +22,7 @@ use crate::backend::copy::note::{Directories, Note};
 use crate::doc::{Backend, Overlay};
 use crate::inode::Inode;
 use crate::layer::{self, Marks};
+use crate::record;
 use crate::stack::{self, Stack};
 use crate::trees::Tree;
 use crate::walk::{Pair, Pending, Walk, join};
@@ -80,12 +81,14 @@ struct Diff<'a> {
 /// The changes in a tree of an overlay, in no order, with the stack of its lowers.
 pub(super) fn changes(overlay: &Overlay, tree: &Tree, depth: Depth) -> Result<(Vec<Found>, Walk)> {
     let is_root = tree.prefix.is_empty();
+    // Where it was made, which with --at is not where it is seen.
+    let made = record::dir_of(overlay).join("merged");
     let (real, own, kept) = match overlay.backend {
         Backend::Copy if is_root => {
-            let (note, directories) = Note::read(&overlay.merged)?;
-            (&*overlay.merged, overlay.merged.parent(), Kept::Copy(note, directories))
+            let (note, directories) = Note::read(&made)?;
+            (&*made, made.parent(), Kept::Copy(note, directories))
         }
-        Backend::Btrfs if is_root => (&*overlay.merged, None, Kept::Snapshot),
+        Backend::Btrfs if is_root => (&*made, None, Kept::Snapshot),
         _ => (&*tree.upper, None, Kept::Upper),
     };
     let marks = Marks::of(overlay);

@@ -103,7 +103,7 @@ fn a_change_at_once_after_the_copy_is_seen() {
         sh(&format!("cd {}; mkdir lower copy copy/merged; echo one > lower/f; touch -d @1 lower/f", dir.display()));
         let lower = dir.join("lower");
         let copy = crate::overlay(&dir.join("copy"), sheep_overlay::doc::Backend::Copy, std::slice::from_ref(&lower));
-        sheep_overlay::backend::copy::copy_stack(&[lower], &copy.merged).unwrap();
+        sheep_overlay::backend::copy::copy_stack(&[lower], &copy.merged, false).unwrap();
         fs::write(copy.merged.join("f"), "two\n").unwrap();
         let file = OpenOptions::new().write(true).open(copy.merged.join("f")).unwrap();
         file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1)).unwrap();

@@ -23,18 +23,25 @@ enum Way {
 }
 
 /// The best way from each device to the destination's: found out once, by trying.
-#[derive(Default)]
-pub(super) struct Ways(Vec<(u64, Way)>);
+pub(super) struct Ways {
+    known: Vec<(u64, Way)>,
+    /// Content that cannot be shared is an error.
+    only_shared: bool,
+}
 
 impl Ways {
+    pub(super) fn new(only_shared: bool) -> Self {
+        Ways { known: Vec::new(), only_shared }
+    }
+
     fn from(&self, device: u64) -> Way {
-        self.0.iter().find(|(known, _)| *known == device).map_or(Way::Reflink, |(_, way)| *way)
+        self.known.iter().find(|(known, _)| *known == device).map_or(Way::Reflink, |(_, way)| *way)
     }
 
     /// A better way was refused for good.
     fn set(&mut self, device: u64, way: Way) {
-        self.0.retain(|(known, _)| *known != device);
-        self.0.push((device, way));
+        self.known.retain(|(known, _)| *known != device);
+        self.known.push((device, way));
     }
 }
 
@@ -84,6 +91,10 @@ impl<S: Fn() -> String, D: Fn() -> String> Content<'_, S, D> {
                 Ok(()) => return Ok(true),
                 Err(Errno::INTR) => interruptible()?,
                 Err(e @ (Errno::NOSPC | Errno::DQUOT)) => return Err(e).with_context(&self.to_name),
+                Err(e) if ways.only_shared => {
+                    let why = "its content cannot be shared (reflink) from here to the data directory";
+                    return Err(e).with_context(|| format!("{}: {why}", (self.from_name)()));
+                }
                 Err(e) => {
                     // Or only this file cannot be shared (a swap file, another kind of allocation).
                     if is_for_good(e) {

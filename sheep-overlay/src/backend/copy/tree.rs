@@ -58,7 +58,7 @@ impl<'a> Worker<'a> {
             content: vec![0; PIECE],
             xattrs: Vec::new(),
             listing: vec![MaybeUninit::uninit(); 32 << 10],
-            ways: Ways::default(),
+            ways: Ways::new(job.only_shared),
         }
     }
 
