@@ -42,6 +42,8 @@ pub enum Verb {
     Enter(Enter),
     /// Delete what killed commands and restarts left behind
     Gc(Gc),
+    /// Try every backend here, and say what works, why not, and what to do
+    Doctor(Doctor),
 }
 
 /// `mount`
@@ -234,6 +236,14 @@ pub struct Gc {
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// `doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print a JSON document a line instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The whole command line, for man pages and completions.

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod cover;
 pub mod diff;
 pub mod doc;
+pub mod doctor;
 pub mod du;
 pub mod enter;
 pub mod exit;
@@ -74,6 +75,7 @@ pub fn run(cli: cli::Cli) -> Result<()> {
         cli::Verb::Exec(args) => enter::exec(&root, args),
         cli::Verb::Enter(args) => enter::enter(&root, args),
         cli::Verb::Gc(args) => gc::run(&root, args),
+        cli::Verb::Doctor(args) => doctor::run(&root, args),
     }
 }
 

@@ -291,7 +291,8 @@ struct SnapshotArgs {
     name: [u8; 4040],
 }
 
-/// `BTRFS_IOC_SNAP_DESTROY` and its `struct btrfs_ioctl_vol_args`.
+/// `BTRFS_IOC_SUBVOL_CREATE`, `BTRFS_IOC_SNAP_DESTROY` and their `struct btrfs_ioctl_vol_args`.
+const SUBVOL_CREATE: libc::Ioctl = 0x5000_940E;
 const SNAP_DESTROY: libc::Ioctl = 0x5000_940F;
 #[repr(C)]
 struct VolumeArgs {
@@ -312,6 +313,17 @@ pub fn btrfs_snapshot(source: &OwnedFd, place: &OwnedFd, name: &CStr) -> Result<
     put_name(&mut args.name, name)?;
     // SAFETY: the ioctl reads and writes one `struct btrfs_ioctl_vol_args_v2`, whose name ends with a NUL.
     match unsafe { libc::ioctl(place.as_raw_fd(), SNAP_CREATE_V2, &raw mut args) } {
+        0 => Ok(()),
+        _ => Err(last_errno()),
+    }
+}
+
+/// Makes an empty subvolume `name` in `place`.
+pub fn btrfs_create(place: &OwnedFd, name: &CStr) -> Result<(), Errno> {
+    let mut args = VolumeArgs { fd: 0, name: [0; 4088] };
+    put_name(&mut args.name, name)?;
+    // SAFETY: the ioctl reads one `struct btrfs_ioctl_vol_args`, whose name ends with a NUL.
+    match unsafe { libc::ioctl(place.as_raw_fd(), SUBVOL_CREATE, &raw const args) } {
         0 => Ok(()),
         _ => Err(last_errno()),
     }

@@ -10,6 +10,8 @@ mod harness;
 mod copies;
 #[path = "cli/crash.rs"]
 mod crash;
+#[path = "cli/doctor.rs"]
+mod doctor;
 #[path = "cli/errors.rs"]
 mod errors;
 #[path = "cli/filesystems.rs"]
