@@ -92,6 +92,9 @@ pub fn run<T: Serialize + DeserializeOwned>(
     from_answer(answer).map(|done| (done, child))
 }
 
+/// What is said where there is no user namespace.
+pub const ADVICE: &str = "'sheep-overlay doctor' says more";
+
 /// The step of a [`Refused`] where subordinate ids could not be mapped.
 const MAP_IDS: &str = "map the subordinate ids";
 
@@ -137,7 +140,7 @@ fn go(place: Place<'_>, after: After<'_>, ready: OwnedFd, mapped: OwnedFd) -> Re
             kinds.set(CloneFlags::CLONE_NEWNS, mounts);
             unshare(kinds).map_err(|e| {
                 let errno = Errno::from_raw_os_error(e as i32);
-                Refused::new(errno, "a user namespace", "sheep-overlay doctor says more")
+                Refused::new(errno, "a user namespace", ADVICE)
             })?;
             if namespace.is_single() {
                 namespace.write_own()?;

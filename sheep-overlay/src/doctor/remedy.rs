@@ -1,7 +1,6 @@
 //! What to do about a backend that does not work.
 
 use std::fs;
-use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -25,7 +24,6 @@ pub fn of(trial: Trial, error: &anyhow::Error, root: &DataRoot) -> Option<String
         }
         Trial::UserNamespace if step == "a user namespace" => {
             let facts = Facts {
-                chroot: is_chroot(),
                 max: number("/proc/sys/user/max_user_namespaces"),
                 clone: number("/proc/sys/kernel/unprivileged_userns_clone"),
                 apparmor: number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
@@ -57,7 +55,6 @@ pub fn of(trial: Trial, error: &anyhow::Error, root: &DataRoot) -> Option<String
 /// What the kernel says about user namespaces.
 #[derive(Debug, Clone, Copy, Default)]
 struct Facts {
-    chroot: bool,
     max: Option<u64>,
     clone: Option<u64>,
     apparmor: Option<u64>,
@@ -77,19 +74,8 @@ fn user_namespaces(errno: Option<Errno>, facts: Facts) -> String {
             say("AppArmor restricts user namespaces: as root, a profile for this program with 'userns,', or 'sysctl \
              kernel.apparmor_restrict_unprivileged_userns=0'")
         }
-        Facts { chroot: true, .. } => {
-            say("the kernel makes no user namespace in a chroot; outside of it this may work")
-        }
-        _ => say("something forbids user namespaces (a container's seccomp filter, a security module)"),
+        _ => say("something forbids user namespaces: a chroot, a container's seccomp filter, or a security module"),
     }
-}
-
-/// Whether this process's root is not that of its mount namespace.
-fn is_chroot() -> bool {
-    // The root of a mount namespace is a mount.
-    !matches!(crate::mountpoint::at(Path::new("/")), Ok(Some(_)))
-        || fs::read_to_string("/proc/self/mountinfo")
-            .is_ok_and(|table| !table.lines().any(|line| line.split(' ').nth(4) == Some("/")))
 }
 
 #[cfg(test)]
@@ -104,8 +90,7 @@ mod tests {
             (Errno::NOSPC, Facts { max: Some(0), ..none }, "max_user_namespaces=10000"),
             (Errno::NOSPC, Facts { max: Some(9), ..none }, "too many"),
             (Errno::ACCESS, Facts { apparmor: Some(1), ..none }, "AppArmor"),
-            (Errno::PERM, Facts { chroot: true, apparmor: Some(0), ..none }, "chroot"),
-            (Errno::PERM, none, "seccomp"),
+            (Errno::PERM, none, "a chroot"),
         ];
         for (errno, facts, want) in table {
             let remedy = user_namespaces(Some(errno), facts);

@@ -180,6 +180,7 @@ impl Place {
     pub fn without_its_name(&self, words: &str) -> String {
         let dir = format!("{}/{}/trial/", self.parent.display(), self.name.to_string_lossy());
         let words = words.replace(&dir, "");
+        let words = words.replace(&format!(" ({})", child::ADVICE), "");
         words.split(" (os error").next().unwrap_or_default().to_owned()
     }
 
