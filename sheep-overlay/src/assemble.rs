@@ -61,6 +61,7 @@ pub fn mount(overlay: &mut Overlay, lowers: &[Lower], user_namespace: bool) -> R
         merged: &overlay.merged,
         read_only: overlay.read_only,
         volatile: overlay.volatile,
+        propagate: false,
         user_namespace,
     })?;
     overlay.mount_id = mounted.and_then(|mount| mount.id);
@@ -138,6 +139,7 @@ fn mount_tree(overlay: &Overlay, part: &Mount, inside: &Path, user_namespace: bo
         merged: &overlay.merged.join(inside),
         read_only: overlay.read_only,
         volatile: overlay.volatile,
+        propagate: false,
         user_namespace,
     })?;
     Ok(())

@@ -27,6 +27,7 @@ pub mod layer;
 pub mod lowers;
 pub mod ls;
 pub mod mount;
+pub mod mount_helper;
 pub mod mountinfo;
 pub mod mountpoint;
 pub mod namespace;

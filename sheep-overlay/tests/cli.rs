@@ -16,6 +16,8 @@ mod doctor;
 mod errors;
 #[path = "cli/filesystems.rs"]
 mod filesystems;
+#[path = "cli/helper.rs"]
+mod helper;
 #[path = "cli/kept.rs"]
 mod kept;
 #[path = "cli/look.rs"]

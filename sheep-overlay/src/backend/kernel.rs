@@ -36,10 +36,12 @@ pub struct Stack<'a> {
     /// The lower directories, bottom first.
     pub lowers: &'a [&'a Lower],
     /// The upper directory. Where the mount is read-only it is one more lower, on top: what was changed before is seen,
-    /// and the kernel has the two lowers that it needs.
+    /// and the kernel has the two lowers that it needs. Where the path is empty there is none, and the mount is read-only.
     pub upper: &'a Path,
     /// The work directory.
     pub work: &'a Path,
+    /// Whether other mount namespaces are to see the mount, where the directory that it is on is shared with them.
+    pub propagate: bool,
     /// Where to mount.
     pub merged: &'a Path,
     /// Refuse writes.
@@ -146,7 +148,9 @@ impl From<Refused> for Failure {
 /// Everything after the mount is there: it stays in this namespace, and is what was asked for.
 fn finish(stack: &Stack) -> Result<Option<Mount>, Refused> {
     let check = || -> Result<Option<Mount>, Refused> {
-        mountpoint::make_private(stack.merged).map_err(|e| failed("make the mount private", &e))?;
+        if !stack.propagate {
+            mountpoint::make_private(stack.merged).map_err(|e| failed("make the mount private", &e))?;
+        }
         mountpoint::at(stack.merged).map_err(|e| failed("look at the mount", &e))
     };
     let checked = check();
@@ -170,8 +174,12 @@ struct Parts<'a> {
 }
 
 fn mount_by(way: Way, stack: &Stack) -> Result<(), Failure> {
-    let upper = open_path(stack.upper).map_err(Refused::at("open upper"))?;
     let mut lowers: Vec<BorrowedFd> = stack.lowers.iter().rev().map(|lower| lower.fd.as_fd()).collect();
+    if stack.read_only && stack.upper.as_os_str().is_empty() {
+        let parts = Parts { lowers, writable: None };
+        return if way == Way::OldMount { old_mount(stack, &parts) } else { new_mount(way, stack, &parts) };
+    }
+    let upper = open_path(stack.upper).map_err(Refused::at("open upper"))?;
     if stack.read_only {
         if lowers.len() < 2 || !is_empty(stack.upper) {
             lowers.insert(0, upper.as_fd());
@@ -462,6 +470,7 @@ mod tests {
             merged: &merged,
             read_only,
             volatile: false,
+            propagate: false,
             user_namespace: false,
         };
         match mount_by(way, &stack) {

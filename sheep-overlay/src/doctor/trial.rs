@@ -99,6 +99,7 @@ fn by_overlayfs(dir: &Path, user_namespace: bool) -> Result<()> {
         merged: &merged,
         read_only: false,
         volatile: false,
+        propagate: false,
         user_namespace,
     })?;
     let done = exercise(&lower, &merged);
