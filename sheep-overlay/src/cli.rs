@@ -167,6 +167,9 @@ pub struct Diff {
     /// End each path with a NUL and escape nothing (with --name-only)
     #[arg(short = 'z', long = "null", requires = "name_only")]
     pub null: bool,
+    /// Print a unified diff of text files, as 'git apply' takes it
+    #[arg(long, group = "form")]
+    pub patch: bool,
 }
 
 /// `why`

@@ -15,6 +15,7 @@
 //! There the two differ, as what they show differs.
 
 mod compare;
+mod patch;
 mod rename;
 mod show;
 mod tree;

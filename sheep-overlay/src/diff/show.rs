@@ -15,6 +15,9 @@ use crate::doc::{Overlay, name_to_json, write_out};
 
 /// Prints the changes of an overlay in the form that is asked for.
 pub fn run(overlay: &Overlay, args: &cli::Diff) -> Result<()> {
+    if args.patch {
+        return super::patch::run(overlay);
+    }
     let everything = args.json || args.stat;
     let changes = changes_to(overlay, if everything { Depth::Everything } else { Depth::Kinds })?;
     let mut out = Vec::new();

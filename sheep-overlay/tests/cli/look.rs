@@ -88,3 +88,61 @@ fn the_forms_of_diff() {
     world.run(&["diff", "-z", "ov"]).code.eq(&2).then_some(()).unwrap();
     world.run(&["umount", "ov"]).ok();
 }
+
+/// What git knows of a tree: files with their content and whether they are executable, links with their targets.
+const AS_GIT_SEES_IT: &str = "find . -type f -printf '%p %m ' -exec md5sum {} \\; -o -type l -printf '%p -> %l\\n' | \
+    sed 's/ \\([0-7]*\\)[0-7][0-7] / \\1 /' | LC_ALL=C sort";
+
+fn out(script: &str) -> String {
+    let done = std::process::Command::new("sh").args(["-ec", script]).output().unwrap();
+    assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+#[test]
+fn git_applies_a_patch() {
+    for backend in ["kernel", "copy"] {
+        let world = World::root();
+        let dir = world.dir.display();
+        out(&format!(
+            "mkdir {dir}/low; cd {dir}/low; seq 40 > long; printf 'no end' > noend; mkdir d; echo x > d/gone; echo y > d/stays; \
+             mkdir whole; echo a > whole/a; mkdir whole/sub; echo b > whole/sub/b; echo run > script; ln -s long link; echo f > filetolink; \
+             echo moved along > old; printf 'q' > \"quo\\\"te\"; echo 's p' > 's p'; : > empty; head -c 3000 /dev/zero > binary; cp -a . ../copy"
+        ));
+        let merged = world.run(&["mount", "--backend", backend, "--id", "ov", "--print", "merged", "low"]).ok().out;
+        let deeds = "sed -i '5d;20s/20/twenty/;39,40d' long; echo 0 > n; cat long >> n; mv n long; printf 'no end\nnow' > noend; rm d/gone; \
+            rm -r whole; chmod +x script; rm link; ln -s elsewhere link; rm filetolink; ln -s long filetolink; mv old new; \
+            echo more >> 'quo\"te'; echo t >> 's p'; echo no longer > empty; : > created; printf '\\377 odd' > \"$(printf 'o\\303\\244 d\\t')\"; \
+            echo z > d/new; mkdir newdir; echo 1 > newdir/f; chmod +x newdir/f";
+        out(&format!("cd {}; {deeds}", merged.trim_end()));
+        let ran = world.run(&["diff", "--patch", "ov"]).ok();
+        assert!(ran.err.is_empty() || ran.err.contains("cannot carry"), "{ran:?}");
+        // As bytes: a patch is no more UTF-8 than the files are.
+        let patch = world.command(&["diff", "--patch", "ov"]).output().unwrap().stdout;
+        std::fs::write(world.dir.join("patch"), patch).unwrap();
+        out(&format!("cd {dir}/copy; git apply --whitespace=nowarn ../patch"));
+        let tree = |place: &str| out(&format!("cd {place}; {AS_GIT_SEES_IT}"));
+        assert_eq!(tree(&format!("{dir}/copy")), tree(merged.trim_end()), "{backend}: {}", ran.out);
+
+        // What git cannot carry is named, and no harm to the patch.
+        out(&format!(
+            "cd {}; echo >> binary; setfattr -n user.a -v b script; mkfifo fifo; mkdir emptydir",
+            merged.trim_end()
+        ));
+        let ran = world.run(&["diff", "--patch", "ov"]).ok();
+        for note in [
+            "# no text, or too much: /binary",
+            "# xattr changed: /script",
+            "# a special file: /fifo",
+            "# a directory: /emptydir",
+        ] {
+            assert!(ran.out.contains(note), "{note} in {}", ran.out);
+        }
+        // As bytes: a patch is no more UTF-8 than the files are.
+        let patch = world.command(&["diff", "--patch", "ov"]).output().unwrap().stdout;
+        std::fs::write(world.dir.join("patch"), patch).unwrap();
+        out(&format!("cd {dir}/low; git apply --whitespace=nowarn ../patch"));
+        world.run(&["umount", "ov"]).ok();
+        world.is_clean();
+    }
+}
