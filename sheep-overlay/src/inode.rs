@@ -4,7 +4,6 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::buffer::spare_capacity;
 use rustix::ffi::CStr;
 use rustix::fs::{
     AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr,
@@ -25,28 +24,23 @@ impl Inode<'_> {
     /// The names of all extended attributes, each ended by a NUL, into `names` (which is emptied first). A file system
     /// without xattrs has none.
     pub fn list_xattrs(self, names: &mut Vec<u8>) -> io::Result<()> {
-        names.clear();
-        // Room for the longest list there can be (XATTR_LIST_MAX): one call is enough.
-        names.reserve(65536);
-        let listed = match self {
-            Inode::Open(fd) => flistxattr(fd, spare_capacity(names)),
-            Inode::Named(dir, name) => llistxattr(proc_path(dir, name), spare_capacity(names)),
+        let list = |names: &mut [u8]| match self {
+            Inode::Open(fd) => flistxattr(fd, names),
+            Inode::Named(dir, name) => llistxattr(proc_path(dir, name), names),
         };
-        match listed {
-            Ok(_) | Err(Errno::NOTSUP) => Ok(()),
+        match in_steps(names, list) {
+            Ok(()) | Err(Errno::NOTSUP) => Ok(()),
             Err(e) => Err(e.into()),
         }
     }
 
     /// The value of an extended attribute, into `value` (which is emptied first). Errors with `ENODATA` if absent.
     pub fn get_xattr(self, xattr: &CStr, value: &mut Vec<u8>) -> io::Result<()> {
-        value.clear();
-        value.reserve(65536);
-        match self {
-            Inode::Open(fd) => fgetxattr(fd, xattr, spare_capacity(value))?,
-            Inode::Named(dir, name) => lgetxattr(proc_path(dir, name), xattr, spare_capacity(value))?,
+        let get = |value: &mut [u8]| match self {
+            Inode::Open(fd) => fgetxattr(fd, xattr, value),
+            Inode::Named(dir, name) => lgetxattr(proc_path(dir, name), xattr, value),
         };
-        Ok(())
+        Ok(in_steps(value, get)?)
     }
 
     /// Sets an extended attribute.
@@ -91,6 +85,22 @@ impl Inode<'_> {
         }
         Ok(())
     }
+}
+
+/// Reads into `buffer` what a call gives: mostly little, and at most 64 KiB (XATTR_LIST_MAX, XATTR_SIZE_MAX). The kernel
+/// makes a buffer of the same size for each call, so a small one comes first.
+fn in_steps(buffer: &mut Vec<u8>, read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<(), Errno> {
+    for room in [256, 65536] {
+        buffer.resize(room, 0);
+        match read(buffer) {
+            Err(Errno::RANGE) if room == 256 => {}
+            done => {
+                buffer.truncate(*done.as_ref().unwrap_or(&0));
+                return done.map(drop);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The names in a list that [`Inode::list_xattrs`] made.
