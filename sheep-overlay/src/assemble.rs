@@ -115,7 +115,11 @@ fn mount_part(overlay: &Overlay, part: &mut Mount, user_namespace: bool) -> Resu
         _ => return Ok(()),
     };
     let read_only = overlay.read_only || matches!(part.how, How::ReadOnly | How::Hidden);
-    bind(what, &target, read_only && part.how != How::Bind).with_context(|| format!("bind {}", what.display()))
+    match bind(what, &target, read_only && part.how != How::Bind) {
+        // Deleted since the table of mounts was read.
+        Err(Errno::NOENT) if matches!(part.how, How::Bind | How::ReadOnly) => Ok(()),
+        done => done.with_context(|| format!("bind {}", what.display())),
+    }
 }
 
 fn mount_tree(overlay: &Overlay, part: &Mount, inside: &Path, user_namespace: bool) -> Result<()> {

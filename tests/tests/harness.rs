@@ -68,6 +68,11 @@ impl World {
         Self::new(user.uid.as_raw(), user.gid.as_raw())
     }
 
+    /// Where the four binaries are, reachable by every user in a world of [`World::user`].
+    pub fn bin(&self) -> &Path {
+        &self.bin
+    }
+
     fn new(uid: u32, gid: u32) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

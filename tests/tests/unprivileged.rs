@@ -1,5 +1,7 @@
 //! The same tools as a plain user: they work, or say in one line why not.
 
+use std::process::Command;
+
 use crate::harness::World;
 
 #[test]
@@ -52,4 +54,69 @@ fn a_limit_needs_a_delegated_cgroup() {
     assert_eq!(outcome.code, 125, "{outcome:?}");
     assert!(outcome.stderr.contains("memory"), "{outcome:?}");
     world.assert_nothing_left(&[]);
+}
+
+/// A fresh account, with subordinate ids or without, gone at the end.
+struct Account(String);
+
+impl Account {
+    fn new(name: &str, subordinate: bool) -> Self {
+        let script = format!(
+            "userdel -rf {name} 2>/dev/null; useradd -m -s /bin/sh {name} && {{ {subordinate} || sed -i '/^{name}:/d' /etc/subuid /etc/subgid; }}"
+        );
+        assert!(Command::new("sh").args(["-c", &script]).output().expect("sh").status.success(), "{script}");
+        Account(name.to_owned())
+    }
+
+    /// Runs a script as this user, in a login's environment.
+    fn sh(&self, world: &World, script: &str) -> String {
+        let path = format!("{}:/usr/local/bin:/usr/bin:/bin", world.bin().display());
+        let done = Command::new("su")
+            .args(["-s", "/bin/sh", "-", &self.0, "-c", &format!("export PATH={path}; set -e; {script}")])
+            .output()
+            .expect("su");
+        assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let _ = Command::new("userdel").args(["-rf", &self.0]).output();
+    }
+}
+
+fn a_build_in_a_scratch(name: &str, subordinate: bool) {
+    let world = World::user();
+    let user = Account::new(name, subordinate);
+    user.sh(
+        &world,
+        "mkdir -p src/upstream; cd src/upstream; git init -q .; git config user.email a@b; git config user.name a
+         printf 'all: out\nout: in\n\tcp in out\n\tchmod 640 out\n' > Makefile; echo content > in; git add .; git commit -qm one
+         cd ..; echo mine > note; sheep-overlay mount --print id . > ~/id 2> ~/said",
+    );
+    // Two shells, one after the other, and two at once.
+    user.sh(&world, "cd src; sheep-overlay exec $(cat ~/id) -- git clone -q file://$PWD/upstream work");
+    let script = "cd src; id=$(cat ~/id); sheep-overlay exec $id -- make -sC work & sheep-overlay exec $id -- sh -c 'rm note; mkdir note' & wait
+         sheep-overlay exec $id -- sh -c 'cd work; git status --short; cat out'; id -un; ls";
+    let seen = user.sh(&world, script);
+    assert_eq!(seen, format!("?? out\ncontent\n{name}\nnote\nupstream\n"));
+    let diff = user.sh(&world, "sheep-overlay diff $(cat ~/id)");
+    for line in ["T /note", "A /work/out", "A /work/.git/HEAD"] {
+        assert!(diff.lines().any(|there| there == line), "{line} in {diff}");
+    }
+    let left = "sheep-overlay umount $(cat ~/id); sheep-overlay ls | wc -l; rm -rf ~/* ~/.local; ls -A ~ | grep -vE '^\\.(bash|profile)' | wc -l";
+    assert_eq!(user.sh(&world, left), "1\n0\n");
+    let count = user.sh(&world, "ps -u $(id -u) -o stat= -o comm= | grep -v ^Z | grep -c sheep-holder || true");
+    assert_eq!(count, "0\n");
+}
+
+#[test]
+fn git_and_make_from_two_shells_in_a_fresh_account() {
+    a_build_in_a_scratch("sheepfresh", true);
+}
+
+#[test]
+fn git_and_make_from_two_shells_without_subordinate_ids() {
+    a_build_in_a_scratch("sheepbare", false);
 }
