@@ -82,7 +82,9 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let _ = Command::new("userdel").args(["-rf", &self.0]).output();
+        // A holder that a failed test leaves would be the next account's of that number.
+        let script = format!("ps -u {0} -o pid= | xargs -r kill; userdel -rf {0}", self.0);
+        let _ = Command::new("sh").args(["-c", &script]).output();
     }
 }
 
