@@ -109,8 +109,9 @@ fn a_build_in_a_scratch(name: &str, subordinate: bool) {
     }
     let left = "sheep-overlay umount $(cat ~/id); sheep-overlay ls | wc -l; rm -rf ~/* ~/.local; ls -A ~ | grep -vE '^\\.(bash|profile)' | wc -l";
     assert_eq!(user.sh(&world, left), "1\n0\n");
-    let count = user.sh(&world, "ps -u $(id -u) -o stat= -o comm= | grep -v ^Z | grep -c sheep-holder || true");
-    assert_eq!(count, "0\n");
+    let holders =
+        "ps -u $(id -u) -o stat= -o pid= -o comm= -o args= | grep -v ^Z | grep ' sheep-holder ' | grep -v grep || true";
+    assert_eq!(user.sh(&world, holders), "");
 }
 
 #[test]
