@@ -5,7 +5,7 @@ use std::ffi::{CString, OsStr};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
@@ -89,7 +89,8 @@ fn make_layer(random: &mut Random, root: &Path, below: &[PathBuf], anything: boo
                 }
             }
             9..11 => {
-                let opaque = File::open(parent).is_ok_and(|dir| layer::is_opaque(dir, Marks::Trusted).unwrap());
+                let opaque =
+                    File::open(parent).is_ok_and(|dir| layer::is_opaque(dir, Marks::of_this_process()).unwrap());
                 let hides = below.iter().any(|root| root.join(&inside).symlink_metadata().is_ok()) && !opaque;
                 if hides || anything {
                     layer::make_whiteout(CWD, name.as_c_str()).unwrap();
@@ -125,11 +126,17 @@ enum Deed {
     Link(PathBuf, PathBuf),
     Rewrite(PathBuf),
     SwapIn(PathBuf),
+    Append(PathBuf),
+    WriteFarAway(PathBuf),
+    Rmdir(PathBuf),
+    Device(PathBuf),
+    Acl(PathBuf),
+    Exchange(PathBuf, PathBuf),
 }
 
 fn decide(random: &mut Random, root: &Path) -> Deed {
     let at = path(random, root);
-    match random.below(18) {
+    match random.below(24) {
         0 | 1 => Deed::Write(at, random.pick(&["content", "other", "conTent"]), random.below(2) == 0),
         2 => Deed::OpenOnly(at),
         3 => Deed::Truncate(at, random.below(8) as u64),
@@ -145,6 +152,12 @@ fn decide(random: &mut Random, root: &Path) -> Deed {
         14 | 15 => Deed::Move(at, path(random, root)),
         16 if random.below(2) == 0 => Deed::Link(at, path(random, root)),
         16 => Deed::SwapIn(at),
+        17 => Deed::Append(at),
+        18 => Deed::WriteFarAway(at),
+        19 => Deed::Rmdir(at),
+        20 => Deed::Device(at),
+        21 => Deed::Acl(at),
+        22 => Deed::Exchange(at, path(random, root)),
         _ => Deed::Rewrite(at),
     }
 }
@@ -196,6 +209,40 @@ fn act(deed: &Deed, root: &Path) -> bool {
             moves && Command::new("mv").arg("-fT").arg("--").arg(from).arg(to).output().unwrap().status.success()
         }
         Deed::Link(from, to) => is_file(&at(from)) && fs::hard_link(at(from), at(to)).is_ok(),
+        Deed::Append(path) => {
+            let appended = || OpenOptions::new().append(true).open(at(path))?.write_all(b"more");
+            is_file(&at(path)) && appended().is_ok()
+        }
+        // A hole before it, longer than a block.
+        Deed::WriteFarAway(path) => {
+            let write = || OpenOptions::new().write(true).open(at(path))?.write_all_at(b"far", 20_000);
+            is_file(&at(path)) && write().is_ok()
+        }
+        Deed::Rmdir(path) => !at(path).is_symlink() && fs::remove_dir(at(path)).is_ok(),
+        Deed::Device(path) => {
+            mknodat(CWD, at(path), FileType::CharacterDevice, Mode::RWXU, rustix::fs::makedev(1, 3)).is_ok()
+        }
+        // user::rw-, user:0:r--, group::r--, mask::r--, other::---, as acl(5) has it in an xattr.
+        Deed::Acl(path) => {
+            let entry = |tag: u16, bits: u16, id: u32| {
+                [&tag.to_le_bytes()[..], &bits.to_le_bytes(), &id.to_le_bytes()].concat()
+            };
+            let entries = [
+                entry(1, 6, u32::MAX),
+                entry(2, 4, 0),
+                entry(4, 4, u32::MAX),
+                entry(16, 4, u32::MAX),
+                entry(32, 0, u32::MAX),
+            ];
+            let acl = [&2u32.to_le_bytes()[..], &entries.concat()].concat();
+            !at(path).is_symlink() && lsetxattr(at(path), "system.posix_acl_access", &acl, XattrFlags::empty()).is_ok()
+        }
+        // Of files: OverlayFS refuses it for directories of the lowers.
+        Deed::Exchange(from, to) => {
+            let exchange = rustix::fs::RenameFlags::EXCHANGE;
+            let files = is_file(&at(from)) && is_file(&at(to));
+            files && rustix::fs::renameat_with(CWD, at(from), CWD, at(to), exchange).is_ok()
+        }
         // Another inode, the same to look at: no change.
         Deed::Rewrite(path) => {
             let path = at(path);
@@ -261,7 +308,7 @@ fn sequence(scratch: &mut Scratch, seed: u64) -> usize {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let dir = scratch.dir().join(seed.to_string());
     let odd = seed.is_multiple_of(4);
-    let layers = 1 + random.below(3);
+    let layers = 1 + random.below(5);
     let lowers: Vec<PathBuf> = (0..layers).map(|layer| dir.join(format!("lower{layer}"))).collect();
     for (layer, root) in lowers.iter().enumerate() {
         make_layer(&mut random, root, &lowers[..layer], odd);
@@ -295,24 +342,66 @@ fn sequence(scratch: &mut Scratch, seed: u64) -> usize {
     want.len()
 }
 
-/// Does the sequences of some seeds on a file system of its own.
+/// How long to go on with new sequences, and from which seed: `SHEEP_RANDOM_SECONDS` and, to repeat one, `SHEEP_RANDOM_SEED`.
+fn asked_for() -> Option<(Duration, u64)> {
+    let number =
+        |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap_or_else(|e| panic!("{name}: {e}")));
+    let seconds = number("SHEEP_RANDOM_SECONDS")?;
+    let now = std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    Some((Duration::from_secs(seconds), number("SHEEP_RANDOM_SEED").unwrap_or(now >> 8)))
+}
+
+/// Does the sequences of some seeds on a file system of its own; or those from the seed that is asked for on.
 fn sequences(kind: &str, seeds: std::ops::Range<u64>) {
     let mut scratch = Scratch::on(kind);
-    let wanted = 3 * seeds.clone().count();
-    let mut changes = 0;
+    let start = std::time::Instant::now();
+    let asked = asked_for();
+    let seeds = match asked {
+        Some((_, seed)) => seed..u64::MAX,
+        None => seeds,
+    };
+    let (mut changes, mut count) = (0, 0);
     for seed in seeds {
+        if asked.is_some_and(|(time, _)| start.elapsed() >= time) {
+            break;
+        }
         changes += sequence(&mut scratch, seed);
-        fs::remove_dir_all(scratch.dir().join(seed.to_string())).unwrap();
+        count += 1;
+        let _ = Command::new("rm").arg("-rf").arg(scratch.dir().join(seed.to_string())).status();
     }
-    assert!(changes > wanted, "only {changes} changes: the deeds do too little");
+    eprintln!("{kind}: {count} sequences, {changes} changes, {:?}", start.elapsed());
+    assert!(changes > 3 * count, "only {changes} changes: the deeds do too little");
 }
 
 #[test]
 fn both_backends_tell_the_same_on_tmpfs() {
-    sequences("tmpfs", 1..500);
+    sequences("tmpfs", 1..400);
 }
 
 #[test]
 fn both_backends_tell_the_same_on_ext4() {
     sequences("ext4", 1001..1100);
+}
+
+/// Runs [`inside_a_user_namespace`] as an ordinary user in a user namespace, from a copy of this program that he can reach.
+#[test]
+fn p20_p21_an_ordinary_users_overlays_tell_the_same() {
+    let scratch = Scratch::new();
+    fs::set_permissions(&scratch.path, PermissionsExt::from_mode(0o755)).unwrap();
+    let program = scratch.path.join("diff");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "sheeptest", "--regid", "sheeptest", "--clear-groups", "unshare", "-Urm"]).arg(&program);
+    command.args(["--exact", "random::inside_a_user_namespace", "--ignored", "--nocapture"]).current_dir("/");
+    let done = command.output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{}{said}", String::from_utf8_lossy(&done.stdout));
+    eprint!("in a user namespace, {said}");
+    assert!(said.contains(" sequences"), "{said}");
+}
+
+#[test]
+#[ignore = "run by p20_p21_an_ordinary_users_overlays_tell_the_same, in a user namespace"]
+fn inside_a_user_namespace() {
+    sequences("tmpfs", 2001..2200);
 }

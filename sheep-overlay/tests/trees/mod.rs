@@ -53,8 +53,12 @@ impl Scratch {
     /// Mounts an overlay as `sheep-overlay` does, but without syncing.
     pub fn overlay(&mut self, lowers: &[PathBuf], dir: &Path) {
         let top_first: Vec<_> = lowers.iter().rev().map(|lower| lower.to_str().unwrap()).collect();
+        let format = match sheep_overlay::backend::kernel::in_user_namespace() {
+            true => "userxattr",
+            false => "metacopy=off,redirect_dir=off",
+        };
         let options = format!(
-            "lowerdir={},upperdir={d}/upper,workdir={d}/work,index=off,metacopy=off,redirect_dir=off,volatile",
+            "lowerdir={},upperdir={d}/upper,workdir={d}/work,index=off,{format},volatile",
             top_first.join(":"),
             d = dir.display()
         );
