@@ -12,6 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree};
 
+use crate::backend::fuse;
 use crate::backend::kernel::{self, Refused, Stack};
 use crate::doc::{Backend, How, Mount, Overlay};
 use crate::lowers::{self, Lower};
@@ -221,8 +222,13 @@ pub fn unmount_all(dir: &Path, at: Option<&Path>) -> Result<()> {
             || entry.point == dir.join("tmpfs")
             || at.is_some_and(|at| entry.point.starts_with(at))
     };
-    let points: Vec<PathBuf> = table.iter().filter(ours).map(|entry| entry.point.clone()).collect();
-    for point in points.iter().rev() {
+    let points: Vec<(PathBuf, bool)> =
+        table.iter().filter(ours).map(|entry| (entry.point.clone(), entry.fs_type.starts_with("fuse"))).collect();
+    for (point, is_fuse) in points.iter().rev() {
+        if *is_fuse {
+            fuse::unmount(point).map_err(anyhow::Error::from)?;
+            continue;
+        }
         match rustix::mount::unmount(point, UnmountFlags::NOFOLLOW) {
             // Not there any more.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}

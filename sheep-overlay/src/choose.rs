@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use crate::assemble;
 use crate::backend::btrfs;
 use crate::backend::copy::{self, Summary};
+use crate::backend::fuse;
 use crate::backend::kernel::{self, Refused};
 use crate::child::{self, After, Place};
 use crate::cli::BackendChoice;
@@ -17,13 +18,15 @@ use crate::lowers::{self, Lower};
 use crate::mount::Request;
 use crate::parts::Wanted;
 use crate::state::DataRoot;
-use crate::{PROGRAM, exit, holder, mountpoint, record, remove, unmapped, view};
+use crate::{PROGRAM, exit, holder, mountpoint, record, remove, unmapped, upper, view};
 
 /// A way to make a merged view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// OverlayFS: by this process as root, else in a user namespace that a holder keeps.
     Kernel,
+    /// fuse-overlayfs.
+    Fuse,
     /// A btrfs snapshot.
     Snapshot,
     Copy,
@@ -34,6 +37,9 @@ pub fn fill(root: &DataRoot, overlay: &mut Overlay, lowers: &[Lower], request: &
     let choice = request.backend.unwrap_or(BackendChoice::Auto);
     let mut refusals: Vec<String> = Vec::new();
     let mut ways = ways(overlay, choice);
+    if request.visible {
+        ways = if rustix::process::geteuid().is_root() { vec![Way::Kernel, Way::Fuse] } else { vec![Way::Fuse] };
+    }
     if request.of_image && ways.len() > 1 && !rustix::process::geteuid().is_root() {
         ways.remove(0);
         refusals.push("the next program of a pipe does not see an ordinary user's mount".to_owned());
@@ -43,6 +49,7 @@ pub fn fill(root: &DataRoot, overlay: &mut Overlay, lowers: &[Lower], request: &
         let done = match way {
             Way::Kernel if rustix::process::geteuid().is_root() => by_kernel(root, overlay, lowers, request),
             Way::Kernel => by_holder(root, overlay, lowers, request),
+            Way::Fuse => by_fuse(overlay, lowers, request),
             Way::Snapshot => by_snapshot(overlay, lowers, choice, &refusals),
             Way::Copy => return by_copy(overlay, lowers, choice, &refusals),
         };
@@ -66,6 +73,7 @@ fn ways(overlay: &Overlay, choice: BackendChoice) -> Vec<Way> {
     match choice {
         BackendChoice::Auto if overlayfs_only => vec![Way::Kernel],
         BackendChoice::Auto => vec![Way::Kernel, Way::Snapshot, Way::Copy],
+        BackendChoice::Fuse => vec![Way::Fuse],
         BackendChoice::Btrfs => vec![Way::Snapshot],
         BackendChoice::Kernel => vec![Way::Kernel],
         _ => vec![Way::Copy],
@@ -146,6 +154,38 @@ pub fn fault(refused: &Refused, message: String, lowers: &[Lower]) -> anyhow::Er
         }
         _ => anyhow!(message),
     }
+}
+
+fn by_fuse(overlay: &mut Overlay, lowers: &[Lower], request: &Request) -> Result<()> {
+    if let Some(top) = lowers.last() {
+        upper::take_attributes(top, &overlay.upper)?;
+    }
+    overlay.backend = Backend::Fuse;
+    mount_fuse(overlay)?;
+    overlay.backend_reason = match request.visible {
+        true => "asked for with --visible".to_owned(),
+        false => "asked for with --backend fuse".to_owned(),
+    };
+    Ok(())
+}
+
+/// Mounts by fuse-overlayfs what is recorded, and notes the mount's id. It sees what is mounted below a lower as it is.
+pub fn mount_fuse(overlay: &mut Overlay) -> Result<()> {
+    let lowers: Vec<PathBuf> = overlay.lower.iter().map(|lower| lower.0.clone()).collect();
+    let links = record::dir_of(overlay).join("links");
+    let mounted = fuse::mount(
+        &fuse::Stack {
+            lowers: &lowers,
+            upper: &overlay.upper,
+            work: &overlay.work,
+            merged: &overlay.merged,
+            read_only: overlay.read_only,
+            volatile: overlay.volatile,
+        },
+        &links,
+    )?;
+    overlay.mount_id = mounted.and_then(|mount| mount.id);
+    Ok(())
 }
 
 fn by_snapshot(overlay: &mut Overlay, lowers: &[Lower], choice: BackendChoice, refusals: &[String]) -> Result<()> {

@@ -63,6 +63,9 @@ pub struct Mount {
     /// How the merged view is made [default: auto]
     #[arg(long, value_name = "BACKEND", value_enum)]
     pub backend: Option<BackendChoice>,
+    /// Make it visible to every process of yours, also without being root (by fuse-overlayfs)
+    #[arg(long)]
+    pub visible: bool,
     /// Refuse writes in the merged view
     #[arg(long)]
     pub read_only: bool,
@@ -99,6 +102,8 @@ pub enum BackendChoice {
     Auto,
     /// OverlayFS or nothing; for an ordinary user in a user namespace
     Kernel,
+    /// fuse-overlayfs
+    Fuse,
     /// A snapshot of a lower that is a btrfs subvolume
     Btrfs,
     /// A copy that shares all content with the lowers (reflink)

@@ -22,6 +22,8 @@ use crate::{PROGRAM, choose, exit, idmap, parts, stacked, sys, take_up, tmpfs, u
 pub struct Request {
     /// `--backend`; `None` where it was not given.
     pub backend: Option<BackendChoice>,
+    /// `--visible`
+    pub visible: bool,
     /// `--read-only`
     pub read_only: bool,
     /// `--volatile`
@@ -62,6 +64,7 @@ impl Request {
         };
         Ok(Request {
             backend: args.backend,
+            visible: args.visible,
             read_only: args.read_only,
             volatile: args.volatile,
             tmpfs,
@@ -237,6 +240,23 @@ fn check_request(root: &DataRoot, request: &Request) -> Result<()> {
     if let (true, Some((option, _))) = (copy, only_overlayfs.iter().find(|(_, given)| *given)) {
         return Err(exit::usage(format!("{option} is for OverlayFS, and a copy is none; leave --backend out")));
     }
+    if request.visible && request.backend.is_some_and(|backend| backend != BackendChoice::Auto) {
+        return Err(exit::usage("--visible chooses the backend itself; leave --backend out"));
+    }
+    if request.backend == Some(BackendChoice::Fuse) || (request.visible && !root_user) {
+        let no_kernel = [
+            ("--tmpfs", request.tmpfs.is_some()),
+            ("--size", request.size.is_some()),
+            ("--hide", !request.hide.is_empty()),
+            ("--idmap", request.idmap.is_some()),
+            ("--at", request.at.is_some()),
+        ];
+        if let Some((option, _)) = no_kernel.iter().find(|(_, given)| *given) {
+            return Err(exit::usage(format!(
+                "{option} is not to be had with fuse-overlayfs (--visible, --backend fuse)"
+            )));
+        }
+    }
     if let Some(map) = &request.idmap {
         idmap::parse(map)?;
         if !root_user {
@@ -302,7 +322,7 @@ fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Ove
         record::write_first(building.dir(), &overlay)?;
     }
     choose::fill(root, &mut overlay, &lowers, request)?;
-    if overlay.backend == Backend::Kernel {
+    if matches!(overlay.backend, Backend::Kernel | Backend::Fuse) {
         stacked::note_use(root, &overlay.id, &lowers)?;
     }
     match overlay.at {

@@ -209,7 +209,13 @@ pub fn state(overlay: &Overlay) -> Result<State> {
             false => State::Kept,
         });
     }
-    let mount = mountpoint::at(&overlay.merged)?;
+    let mount = match mountpoint::at(&overlay.merged) {
+        // The process that served it was killed.
+        Err(error) if overlay.backend == Backend::Fuse && error.downcast_ref::<Errno>() == Some(&Errno::NOTCONN) => {
+            None
+        }
+        mount => mount?,
+    };
     Ok(match mount {
         Some(mount) if is_ours(overlay, mount) => State::Mounted,
         Some(_) => State::Covered,
@@ -232,6 +238,7 @@ fn is_ours(overlay: &Overlay, mount: mountpoint::Mount) -> bool {
         (Some(recorded), _) => mount.id == Some(recorded),
         // Between the mount and the writing of its id a process may be killed; and old kernels have no ids.
         (None, Some(_)) if overlay.backend == Backend::Kernel => mountpoint::is_overlayfs(&overlay.merged),
+        (None, Some(_)) if overlay.backend == Backend::Fuse => true,
         (None, Some(_)) => overlay.read_only || overlay.at.is_some(),
         (None, None) => false,
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 
+use crate::backend::fuse;
 use crate::backend::kernel::{self, Refused};
 use crate::child::{self, After, Place};
 use crate::cli::BackendChoice;
@@ -69,9 +70,17 @@ fn mount(root: &DataRoot, before: &Overlay, overlay: &mut Overlay, dir: &Path, l
     if before.user_namespace.is_some() {
         return by_holder(root, before, overlay, dir, lowers);
     }
+    if before.backend == Backend::Fuse && mountpoint::at(&before.merged).is_err() {
+        // A mount whose process was killed is in the way.
+        fuse::unmount(&before.merged).map_err(anyhow::Error::from)?;
+    }
     prepare_upper(before, dir)?;
     // First the record, then the mount, then its id: whatever is killed, the mount is known as ours.
     record::write(dir, overlay)?;
+    if before.backend == Backend::Fuse {
+        choose::mount_fuse(overlay)?;
+        return stacked::note_use(root, &overlay.id, lowers);
+    }
     assemble::mount(overlay, lowers, kernel::in_user_namespace()).map_err(|error| {
         match error.downcast_ref::<Refused>() {
             Some(refused) => choose::fault(refused, error.to_string(), lowers),
@@ -124,6 +133,9 @@ fn undo(overlay: &Overlay, dir: &Path) -> Result<()> {
             None => Ok(()),
         };
     }
+    if overlay.backend == Backend::Fuse {
+        return fuse::unmount(&overlay.merged).map_err(anyhow::Error::from);
+    }
     if mountpoint::at(&overlay.merged)?.is_some() {
         assemble::unmount_parts(overlay).map_err(anyhow::Error::from)?;
         mountpoint::unmount(&overlay.merged).map_err(anyhow::Error::from)?;
@@ -142,6 +154,7 @@ fn check_same(before: &Overlay, request: &Request) -> Result<()> {
     let wanted = match request.backend {
         None | Some(BackendChoice::Auto) => before.backend,
         Some(BackendChoice::Kernel) => Backend::Kernel,
+        Some(BackendChoice::Fuse) => Backend::Fuse,
         Some(BackendChoice::Btrfs) => Backend::Btrfs,
         Some(BackendChoice::Reflink | BackendChoice::Copy) => Backend::Copy,
     };

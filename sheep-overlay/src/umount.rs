@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::backend::{btrfs, kernel};
+use crate::backend::{btrfs, fuse, kernel};
 use crate::doc::{Backend, How, Overlay};
 use crate::find::{self, Target};
 use crate::mountpoint::{self, NotUnmounted};
@@ -193,6 +193,9 @@ fn unmount(overlay: &Overlay, dir: &Path) -> Result<()> {
     {
         return Err(exit::busy(format!("in use by {who}")));
     }
+    if overlay.backend == Backend::Fuse {
+        return until_not_busy(overlay, || fuse::unmount(&overlay.merged));
+    }
     if overlay.mounts.is_empty() {
         return until_not_busy(overlay, || mountpoint::unmount(&overlay.merged));
     }
@@ -254,6 +257,10 @@ fn unmounted_elsewhere(overlay: &Overlay, dir: &Path) -> Result<()> {
             "another mount namespace, or lazily unmounted".to_owned()
         };
         return Err(exit::busy(format!("still mounted and in use: {who}")));
+    }
+    if overlay.backend == Backend::Fuse {
+        // Its process was killed, and the mount is there for nobody.
+        return fuse::unmount(&overlay.merged).map_err(anyhow::Error::from);
     }
     // Its parts may be mounted still.
     if overlay.user_namespace.is_none() {

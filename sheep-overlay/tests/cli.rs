@@ -30,5 +30,7 @@ mod overlays;
 mod removal;
 #[path = "cli/rootless.rs"]
 mod rootless;
+#[path = "cli/visible.rs"]
+mod visible;
 #[path = "cli/whole.rs"]
 mod whole;

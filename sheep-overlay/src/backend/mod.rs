@@ -2,4 +2,5 @@
 
 pub mod btrfs;
 pub mod copy;
+pub mod fuse;
 pub mod kernel;

@@ -1,10 +1,12 @@
 //! What to do about a backend that does not work.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use rustix::io::Errno;
 
 use super::trial::Trial;
+use crate::backend::fuse;
 use crate::backend::kernel::Refused;
 use crate::state::DataRoot;
 
@@ -46,6 +48,17 @@ pub fn of(trial: Trial, error: &anyhow::Error, root: &DataRoot) -> Option<String
                 super::file_system(root.path())
             ))
         }
+        Trial::Fuse if errno == Some(Errno::NOSYS) => {
+            Some("Debian's package fuse-overlayfs; only --visible and --backend fuse use it".to_owned())
+        }
+        Trial::Fuse if fuse::access_to_device().is_err() => Some(match fs::metadata("/dev/fuse") {
+            Ok(device) => format!(
+                "/dev/fuse is closed to this user (mode {:o}); where users are to have FUSE it is 666: 'chmod 666 /dev/fuse' as root",
+                device.permissions().mode() & 0o777
+            ),
+            Err(_) => "there is no /dev/fuse: 'modprobe fuse' as root".to_owned(),
+        }),
+        Trial::Fuse => Some("fusermount3 (Debian's package fuse3) must be there, and set-user-ID root".to_owned()),
         Trial::Btrfs => Some("only where the lower is a btrfs subvolume, and the data directory on the same file system".to_owned()),
         Trial::Reflink => Some("only on XFS, btrfs, bcachefs and other file systems that share blocks between files".to_owned()),
         Trial::Copy => Some(format!("is {} writable, and not full?", root.path().display())),

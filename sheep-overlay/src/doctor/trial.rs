@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::backend::kernel::{self, Refused, Stack};
-use crate::backend::{btrfs, copy};
+use crate::backend::{btrfs, copy, fuse};
 use crate::child::{self, After};
 use crate::doc::UserNamespace;
 use crate::lowers::{self, Lower};
@@ -25,6 +25,8 @@ pub enum Trial {
     Kernel,
     /// OverlayFS in a user namespace.
     UserNamespace,
+    /// fuse-overlayfs.
+    Fuse,
     /// A btrfs snapshot.
     Btrfs,
     /// A copy that shares content.
@@ -35,13 +37,15 @@ pub enum Trial {
 
 impl Trial {
     /// All of them, in the order in which `mount` prefers them.
-    pub const ALL: [Trial; 5] = [Trial::Kernel, Trial::UserNamespace, Trial::Btrfs, Trial::Reflink, Trial::Copy];
+    pub const ALL: [Trial; 6] =
+        [Trial::Kernel, Trial::UserNamespace, Trial::Fuse, Trial::Btrfs, Trial::Reflink, Trial::Copy];
 
     /// Its name in the output.
     pub fn name(self) -> &'static str {
         match self {
             Trial::Kernel => "kernel",
             Trial::UserNamespace => "kernel, userns",
+            Trial::Fuse => "fuse",
             Trial::Btrfs => "btrfs",
             Trial::Reflink => "reflink",
             Trial::Copy => "copy",
@@ -50,7 +54,7 @@ impl Trial {
 
     /// Whether `mount` takes it of itself, whatever the lower is.
     pub fn may_be_default(self) -> bool {
-        !matches!(self, Trial::Btrfs | Trial::Reflink)
+        !matches!(self, Trial::Fuse | Trial::Btrfs | Trial::Reflink)
     }
 
     /// Tries it in an empty directory.
@@ -72,6 +76,7 @@ impl Trial {
                     tried => tried,
                 }
             }
+            Trial::Fuse => by_fuse(dir),
             Trial::Btrfs => by_snapshot(dir),
             Trial::Reflink | Trial::Copy => {
                 let (lower, merged) = (dir.join("lower"), dir.join("merged"));
@@ -104,6 +109,23 @@ fn by_overlayfs(dir: &Path, user_namespace: bool) -> Result<()> {
     })?;
     let done = exercise(&lower, &merged);
     let unmounted = mountpoint::unmount(&merged).map_err(anyhow::Error::from);
+    done.and(unmounted)
+}
+
+fn by_fuse(dir: &Path) -> Result<()> {
+    let (lower, merged) = (dir.join("lower"), dir.join("merged"));
+    fill(&lower)?;
+    let stack = fuse::Stack {
+        lowers: std::slice::from_ref(&lower),
+        upper: &dir.join("upper"),
+        work: &dir.join("work"),
+        merged: &merged,
+        read_only: false,
+        volatile: false,
+    };
+    fuse::mount(&stack, &dir.join("links"))?;
+    let done = exercise(&lower, &merged);
+    let unmounted = fuse::unmount(&merged).map_err(anyhow::Error::from);
     done.and(unmounted)
 }
 

@@ -19,7 +19,7 @@ fn of<'a>(findings: &'a [Value], backend: &str) -> &'a Value {
 fn p24_each_backend_is_tried() {
     let world = World::root();
     let found = findings(&world.run(&["doctor", "--json"]));
-    for backend in ["kernel", "kernel, userns", "copy"] {
+    for backend in ["kernel", "kernel, userns", "fuse", "copy"] {
         assert_eq!(of(&found, backend)["works"], true, "{found:?}");
     }
     assert_eq!(of(&found, "kernel")["default"], true);
@@ -41,6 +41,8 @@ fn an_ordinary_users_findings() {
     let found = findings(&world.run(&["doctor", "--json"]));
     assert_eq!(of(&found, "kernel")["works"], false);
     assert_eq!(of(&found, "kernel, userns")["default"], true);
+    let fuse = of(&found, "fuse");
+    assert!(fuse["works"] == true || fuse["remedy"].as_str().unwrap().contains("/dev/fuse"), "{fuse}");
     world.is_clean();
 }
 
