@@ -57,6 +57,29 @@ fn set_time(path: &Path, random: &mut Random) {
     let _ = File::open(path).and_then(|file| file.set_modified(time));
 }
 
+/// Whether the view of some layers (bottom first) has a path.
+fn is_shown(layers: &[PathBuf], inside: &Path) -> bool {
+    let is_whiteout = |path: &Path| rustix::fs::lstat(path).is_ok_and(|stat| layer::is_device_whiteout(&stat));
+    let is_opaque =
+        |path: &Path| File::open(path).is_ok_and(|dir| layer::is_opaque(dir, Marks::of_this_process()).unwrap());
+    'layers: for root in layers.iter().rev() {
+        let (mut path, mut hides) = (root.clone(), false);
+        let parts: Vec<_> = inside.components().collect();
+        for (number, part) in parts.iter().enumerate() {
+            path.push(part);
+            match path.symlink_metadata() {
+                Err(_) if hides => return false,
+                Err(_) => continue 'layers,
+                Ok(_) if is_whiteout(&path) => return false,
+                Ok(_) if number + 1 == parts.len() => return true,
+                Ok(found) if found.is_dir() => hides |= is_opaque(&path),
+                Ok(_) => return false,
+            }
+        }
+    }
+    false
+}
+
 /// A tree to start from; `below` are the layers under it, in which it hides things: what is there, or with `anything` also
 /// what is not. (OverlayFS lists such a whiteout and then does not know it, so that mv and cp fail on its directory.)
 fn make_layer(random: &mut Random, root: &Path, below: &[PathBuf], anything: bool) {
@@ -91,7 +114,7 @@ fn make_layer(random: &mut Random, root: &Path, below: &[PathBuf], anything: boo
             9..11 => {
                 let opaque =
                     File::open(parent).is_ok_and(|dir| layer::is_opaque(dir, Marks::of_this_process()).unwrap());
-                let hides = below.iter().any(|root| root.join(&inside).symlink_metadata().is_ok()) && !opaque;
+                let hides = is_shown(below, &inside) && !opaque;
                 if hides || anything {
                     layer::make_whiteout(CWD, name.as_c_str()).unwrap();
                 }
@@ -261,7 +284,11 @@ fn act(deed: &Deed, root: &Path) -> bool {
                 let reference = root.join(".reference");
                 let mut command = Command::new("sh");
                 command.arg("-c").arg(script).arg("sh").arg(&path).arg(reference);
-                command.output().unwrap().status.success()
+                let done = command.output().unwrap();
+                if !done.status.success() {
+                    eprintln!("{}", String::from_utf8_lossy(&done.stderr));
+                }
+                done.status.success()
             }
         }
     }
