@@ -26,6 +26,8 @@ mod look;
 mod names;
 #[path = "cli/overlays.rs"]
 mod overlays;
+#[path = "cli/pitfalls.rs"]
+mod pitfalls;
 #[path = "cli/removal.rs"]
 mod removal;
 #[path = "cli/rootless.rs"]
