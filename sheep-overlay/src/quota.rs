@@ -24,6 +24,12 @@ pub fn limit(dir: &Path, dirs: &[&Path], bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// Sets another limit for an overlay that has one.
+pub fn change(dir: &Path, bytes: u64) -> Result<()> {
+    let project = sys::project_of(&open(&dir.join("upper"))?).map_err(|e| refusal(e, dir))?;
+    sys::limit_project(&open(dir)?, project, bytes).map_err(|e| refusal(e, dir))
+}
+
 /// Takes the limit away again, so that the project's number is free. What cannot be done harms nobody.
 pub fn release(dir: &Path) {
     let release = || -> Result<()> {

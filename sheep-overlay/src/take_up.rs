@@ -15,7 +15,7 @@ use crate::mount::{Request, Undo};
 use crate::record::{self, State};
 use crate::state::{self, DataRoot};
 use crate::trees::Tree;
-use crate::{access, assemble, choose, exit, find, holder, mountpoint, stacked, sys, trees, upper, view};
+use crate::{access, assemble, choose, exit, find, holder, mountpoint, quota, stacked, sys, trees, upper, view};
 
 /// Mounts an existing overlay again. Errors with busy (4) where it is mounted, here or anywhere.
 pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Undo)> {
@@ -52,6 +52,10 @@ pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Und
     overlay.holder = None;
     if before.backend == Backend::Kernel {
         overlay.volatile = request.volatile || before.tmpfs.is_some();
+    }
+    if let Some(size) = request.size {
+        quota::change(&dir, size)?;
+        overlay.size = Some(size);
     }
     let mounted = mount(root, &before, &mut overlay, &dir, &lowers);
     if let Err(error) = mounted.and_then(|()| record::write(&dir, &overlay)) {
@@ -170,7 +174,7 @@ fn check_same(before: &Overlay, request: &Request) -> Result<()> {
         ("--at", request.at.is_some() && request.at.as_deref() != before.at.as_deref()),
         ("--hide", !request.hide.is_empty() && request.hide != hidden),
         ("--tmpfs", request.tmpfs.is_some()),
-        ("--size", request.size.is_some() && request.size != before.size),
+        ("--size", request.size.is_some() && before.size.is_none()),
         ("--idmap", request.idmap.is_some() && request.idmap != before.idmap),
     ];
     match others.iter().find(|(_, differs)| *differs) {

@@ -230,11 +230,16 @@ fn end_holder(overlay: &Overlay, dir: &Path) -> Result<()> {
 
 /// What is busy for a moment only (a closing file, a scanner) shows no user: then another try is worth it.
 fn until_not_busy(overlay: &Overlay, unmount: impl Fn() -> Result<(), NotUnmounted>) -> Result<()> {
-    for _ in 0..20 {
+    for attempt in 0..20 {
         match unmount() {
             Ok(()) => return Ok(()),
             Err(NotUnmounted::Failed(error)) => return Err(error),
             Err(NotUnmounted::Busy) => {}
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        // Who looks at every mount of the machine (another 'mount /') is gone in a moment too.
+        if attempt < 3 {
+            continue;
         }
         let points = |bound: bool| -> Vec<PathBuf> {
             let wanted = overlay.mounts.iter().filter(|part| (part.how != How::Overlay) == bound);
@@ -243,7 +248,6 @@ fn until_not_busy(overlay: &Overlay, unmount: impl Fn() -> Result<(), NotUnmount
         if let Some(who) = busy::users_of_mount(&overlay.merged, &points(false), &points(true)) {
             return Err(exit::busy(format!("in use by {who}")));
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
     }
     Err(exit::busy("in use by something that /proc does not show (the kernel: swap, a loop device, nfsd?)"))
 }

@@ -339,7 +339,7 @@ fn messages(fs: &OwnedFd) -> String {
 }
 
 fn no_writing(errno: Errno) -> Refused {
-    let reason = "the kernel does that where the upper's file system is full or unfit".to_owned();
+    let reason = "the kernel does that where the upper's file system is full, its quota used up (then 'mount --id ID --size' gives more), or unfit".to_owned();
     Refused { errno, step: "mount overlay".to_owned(), reason }
 }
 
