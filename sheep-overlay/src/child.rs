@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, pause, setsid};
+use nix::unistd::{Pid, setsid};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::de::DeserializeOwned;
@@ -175,9 +175,7 @@ fn keep() -> ! {
     if quiet().is_err() {
         sys::exit_child(1);
     }
-    loop {
-        pause();
-    }
+    sys::wait_without_code()
 }
 
 fn send<T: Serialize>(to: OwnedFd, answer: &Answer<T>) -> Result<()> {

@@ -339,3 +339,38 @@ pub fn btrfs_delete(place: &OwnedFd, name: &CStr) -> Result<(), Errno> {
         _ => Err(last_errno()),
     }
 }
+
+/// Lets go of this program's code in memory, and waits for a signal for ever. The code's pages are read again from the page
+/// cache when they are needed, which for who only waits are one or two.
+pub fn wait_without_code() -> ! {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for (start, end) in code(&maps) {
+        // SAFETY: the range is code, mapped from the program's file and not to be written: what is touched again is what
+        // it was. A failure leaves the pages, which does no harm.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+    }
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+/// The address ranges of code in the text of a `maps` file (proc_pid_maps(5)).
+fn code(maps: &str) -> Vec<(usize, usize)> {
+    let range = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let is_code = fields.next()? == "r-xp" && fields.nth(3)?.starts_with('/');
+        is_code.then_some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
+    };
+    maps.lines().filter_map(range).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn code_is_what_is_executable_and_of_a_file() {
+        let maps = "1000-2000 r--p 00000000 08:01 5 /bin/x\n2000-5000 r-xp 00001000 08:01 5 /bin/x\n5000-6000 rw-p 0 08:01 5 /bin/x\n\
+                    7000-8000 r-xp 00000000 00:00 0 [vdso]\n8000-9000 rw-p 00000000 00:00 0\n";
+        assert_eq!(super::code(maps), [(0x2000, 0x5000)]);
+    }
+}
