@@ -112,8 +112,11 @@ fn make_layer(random: &mut Random, root: &Path, below: &[PathBuf], anything: boo
                 }
             }
             9..11 => {
-                let opaque =
-                    File::open(parent).is_ok_and(|dir| layer::is_opaque(dir, Marks::of_this_process()).unwrap());
+                let is_opaque = |dir: &Path| {
+                    File::open(dir).is_ok_and(|dir| layer::is_opaque(dir, Marks::of_this_process()).unwrap())
+                };
+                // An opaque directory further up hides all of the layers below as well.
+                let opaque = parent.ancestors().take_while(|dir| *dir != root).any(is_opaque);
                 let hides = is_shown(below, &inside) && !opaque;
                 if hides || anything {
                     layer::make_whiteout(CWD, name.as_c_str()).unwrap();

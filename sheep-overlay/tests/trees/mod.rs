@@ -69,7 +69,15 @@ impl Scratch {
 
     /// Unmounts what was mounted last.
     pub fn unmount(&mut self) {
-        unmount(self.mounts.pop().unwrap(), UnmountFlags::empty()).unwrap();
+        let point = self.mounts.pop().unwrap();
+        // Another test may look at every mount of the machine this moment.
+        for _ in 0..50 {
+            if unmount(&point, UnmountFlags::empty()) != Err(rustix::io::Errno::BUSY) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{} stays busy", point.display());
     }
 }
 
