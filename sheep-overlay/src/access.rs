@@ -16,9 +16,11 @@ use crate::{holder, mountpoint, namespace, view};
 
 /// Does `act` where the layers of `overlay` can be read and written. It gets the overlay with paths that hold there.
 pub fn with<T: Serialize + DeserializeOwned>(overlay: &Overlay, act: impl FnOnce(&Overlay) -> Result<T>) -> Result<T> {
-    let Some(namespace) = &overlay.user_namespace else { return beside(overlay, act) };
-    let holder = holder::find(record::dir_of(overlay))?;
-    let overlay = reached(overlay, holder.as_ref());
+    let dir = record::dir_of(overlay).to_path_buf();
+    let overlay = view::from_here(overlay, &dir)?;
+    let Some(namespace) = overlay.user_namespace.clone() else { return beside(&overlay, act) };
+    let holder = holder::find(&dir)?;
+    let overlay = reached(&overlay, holder.as_ref());
     let own = namespace::inode_of("/proc/self".as_ref(), "user");
     if rustix::process::geteuid().is_root()
         || (own.is_some() && own == overlay.holder.map(|holder| holder.user_namespace))
@@ -27,7 +29,7 @@ pub fn with<T: Serialize + DeserializeOwned>(overlay: &Overlay, act: impl FnOnce
     }
     let place = match &holder {
         Some((_, process)) => Place::Of(process, false),
-        None => Place::New(namespace, false),
+        None => Place::New(&namespace, false),
     };
     child::run(place, After::End, || act(&overlay)).map(|(done, _)| done)
 }

@@ -102,6 +102,7 @@ fn by_holder(root: &DataRoot, overlay: &mut Overlay, lowers: &[Lower], request: 
             let lowers = lowers::open_again(lowers)?;
             let mut overlay = overlay.clone();
             overlay.user_namespace = Some(namespace.clone());
+            view::keep_lower(root, &overlay, &dir)?;
             assemble::make(&mut overlay, &lowers, wanted(&overlays, &dir, request, true))?;
             if let Some(place) = view::place(root, &overlay) {
                 view::show(&overlay, &place)?;
@@ -137,7 +138,7 @@ fn not_seen_here(overlay: &Overlay, dir: &Path) -> Result<()> {
 
 /// Makes the directories of an overlay empty again after a way that failed.
 fn start_anew(dir: &Path) -> Result<()> {
-    for name in ["merged", "upper", "work", "cover", "mounts", "tmpfs", "holder"] {
+    for name in ["merged", "upper", "work", "cover", "mounts", "tmpfs", "lower", "holder"] {
         remove::tree(dir, &CString::new(name)?)?;
     }
     for name in ["merged", "upper", "work"] {

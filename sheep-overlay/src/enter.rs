@@ -55,7 +55,7 @@ fn go_in(root: &DataRoot, name: &std::ffi::OsStr, chdir: Option<&Path>) -> Resul
         let Some((_, process)) = holder::find(&dir)? else { return Err(anyhow!("{id}: its holder has just ended")) };
         join(&process).with_context(|| format!("{id}: join the namespaces of its holder"))?;
     } else if place != *overlay.merged {
-        place = lay_over(&overlay, place, &dir)?;
+        place = lay_over(root, &overlay, place, &dir)?;
     }
     let inside = from.and_then(|from| keep_directory(&overlay, &place, &from));
     let cwd = inside.unwrap_or_else(|| place.clone());
@@ -106,7 +106,7 @@ fn join(process: &OwnedFd) -> Result<()> {
 
 /// Lays the merged view over its place, in a mount namespace for the command alone. An ordinary user who gets no namespace
 /// finds it in the merged directory instead.
-fn lay_over(overlay: &Overlay, place: PathBuf, dir: &Path) -> Result<PathBuf> {
+fn lay_over(root: &DataRoot, overlay: &Overlay, place: PathBuf, dir: &Path) -> Result<PathBuf> {
     if overlay.at.is_some() {
         return Ok(place);
     }
@@ -129,6 +129,7 @@ fn lay_over(overlay: &Overlay, place: PathBuf, dir: &Path) -> Result<PathBuf> {
         }
         UserNamespace::only_self().write_own()?;
     }
+    view::keep_lower(root, overlay, dir)?;
     view::show(overlay, &place)?;
     Ok(place)
 }

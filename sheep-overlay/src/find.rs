@@ -10,6 +10,7 @@ use crate::doc::{self, Document, Overlay};
 use crate::exit;
 use crate::record;
 use crate::state::DataRoot;
+use crate::view;
 
 /// An overlay that a command is asked to work on.
 #[derive(Debug)]
@@ -86,13 +87,36 @@ fn by_path(root: &DataRoot, path: &Path) -> Result<Option<String>> {
         Ok(full) => full,
         Err(_) => std::path::absolute(path).with_context(|| path.display().to_string())?,
     };
-    let Ok(inside) = full.strip_prefix(root.overlays()) else { return Ok(None) };
+    let Ok(inside) = full.strip_prefix(root.overlays()) else { return by_place(root, &full) };
     let mut parts = inside.iter();
     let (Some(id), part) = (parts.next().and_then(OsStr::to_str), parts.next()) else { return Ok(None) };
     if part.is_some_and(|part| part != "merged") || crate::state::check_name(id).is_err() {
         return Ok(None);
     }
     Ok(record::exists(root, id.as_ref()).then(|| id.to_owned()))
+}
+
+/// The overlay that is seen at a path outside of the data directory: by `--at`, or because this command runs in it, which
+/// `exec` says in `$SHEEP_OVERLAY`.
+fn by_place(root: &DataRoot, full: &Path) -> Result<Option<String>> {
+    let seen = |id: &str| -> Result<bool> {
+        let Some(overlay) = record::read(&record::dir(root, id))? else { return Ok(false) };
+        Ok(view::place(root, &overlay).is_some_and(|place| full.starts_with(place)))
+    };
+    if let Some(own) = std::env::var("SHEEP_OVERLAY").ok().filter(|id| crate::state::check_name(id).is_ok())
+        && record::exists(root, own.as_ref())
+        && seen(&own)?
+    {
+        return Ok(Some(own));
+    }
+    for id in record::ids(root)? {
+        // A record that cannot be read is not the one meant; 'ls' tells about it.
+        let overlay = record::read(&record::dir(root, &id)).ok().flatten();
+        if overlay.and_then(|overlay| overlay.at).is_some_and(|at| full.starts_with(&*at)) {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
 }
 
 /// The error (3) for an overlay that is not there.

@@ -118,6 +118,7 @@ fn by_holder(root: &DataRoot, before: &Overlay, overlay: &mut Overlay, dir: &Pat
     let (made, pid) = child::run(Place::New(namespace, true), After::Hold(&file), || {
         let lowers = lowers::open_again(lowers)?;
         let mut overlay = overlay.clone();
+        view::keep_lower(root, &overlay, dir)?;
         assemble::mount(&mut overlay, &lowers, true)?;
         if let Some(place) = view::place(root, &overlay) {
             view::show(&overlay, &place)?;

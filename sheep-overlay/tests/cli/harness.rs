@@ -96,6 +96,14 @@ impl World {
         World { dir, data, user: None }
     }
 
+    /// The binary under test, where the user of this world can reach it.
+    pub fn program(&self) -> &'static str {
+        match self.user {
+            None => BIN,
+            Some(_) => Box::leak(self.dir.join("sheep-overlay").display().to_string().into_boxed_str()),
+        }
+    }
+
     /// A command line of the binary under test, with this world's data directory.
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = match self.user {

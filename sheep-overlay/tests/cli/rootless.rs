@@ -37,6 +37,19 @@ fn p22_a_scratch_for_all_shells_of_a_user_and_nothing_is_left() {
     assert_eq!(names_in(&low), ["a", "sub"]);
     let diff = world.run(&["diff", "ov"]).ok().out;
     assert_eq!(diff, "M /a\nA /n\nO /sub\nD /sub/b\n");
+    // Inside, the overlay is meant by a path in it.
+    let inside = world
+        .command(&[
+            "exec",
+            "ov",
+            "sh",
+            "-c",
+            "$0 diff .; $0 why . a | wc -l",
+            world.dir.join("sheep-overlay").to_str().unwrap(),
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&inside.stdout), format!("{diff}2\n"), "{inside:?}");
     // What others see is no place to write to by mistake.
     let write = format!("setpriv --reuid sheeptest --clear-groups touch {}/x", world.merged("ov").display());
     assert!(!Command::new("sh").args(["-c", &write]).output().unwrap().status.success());

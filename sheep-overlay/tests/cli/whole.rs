@@ -43,6 +43,10 @@ fn all_is_there(world: &World) {
     let below = Below::new(world);
     world.run(&["mount", "--id", "ov", "low"]).ok();
     let low = world.dir.join("low");
+    assert_eq!(
+        world.run(&["exec", "ov", "sh", "-c", "echo x > d/new; $0 diff .; rm d/new", world.program()]).ok().out,
+        "A /d/new\n"
+    );
     world.run(&["exec", "ov", "sh", "-ec", &format!("cd {}; {DEEDS}", low.display())]).ok();
     below.is_as_before();
     assert_eq!(world.run(&["diff", "ov"]).ok().out, CHANGES);
@@ -169,6 +173,7 @@ fn at_a_place_of_the_users_choice() {
     assert_eq!(document["overlay"]["merged"], low);
     sh(&format!("echo b > {low}/b"));
     assert_eq!(world.run(&["diff", "ov"]).ok().out, "A /b\n");
+    assert_eq!(world.run(&["diff", low]).ok().out, "A /b\n", "by its place");
     world.run(&["umount", "ov"]).ok();
     assert!(!std::path::Path::new(low).join("b").exists());
     world.run(&["mount", "--at", "nowhere", "low"]).fails(3, &["--at", "nowhere"]);
