@@ -7,7 +7,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::doc::{self, Overlay};
-use crate::{namespace, sys};
+use crate::{namespace, state, sys};
 
 /// The file in an overlay's directory that the holder locks.
 pub fn file(dir: &Path) -> PathBuf {
@@ -27,14 +26,7 @@ pub fn file(dir: &Path) -> PathBuf {
 
 /// Takes the lock for this process, for the rest of its life. Errors where another process has it.
 pub fn take(file: &Path) -> Result<()> {
-    let lock = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(file)
-        .with_context(|| file.display().to_string())?;
+    let lock = state::open_lock(file)?;
     fcntl(&lock, FcntlArg::F_SETLK(&whole_file(libc::F_WRLCK))).with_context(|| format!("lock {}", file.display()))?;
     // Number 3 is free by now or of no use any more; the lock survives as long as no other descriptor of this file is closed.
     std::mem::forget(lock);

@@ -246,7 +246,8 @@ impl Lock {
     }
 }
 
-fn open_lock(file: &Path) -> Result<File> {
+/// Opens a file that is there to be locked, and makes it where it is absent.
+pub(crate) fn open_lock(file: &Path) -> Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)

@@ -147,3 +147,49 @@ fn p22_owners_that_are_not_mapped_are_told_before() {
     world.run(&["umount", "ov"]).ok();
     world.is_clean();
 }
+
+/// The holders of this world's overlays that live.
+fn holders(world: &World) -> usize {
+    let program = world.dir.join("sheep-overlay").display().to_string();
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let lines = processes.filter_map(|process| fs::read(process.join("cmdline")).ok());
+    lines.filter(|line| line.starts_with(program.as_bytes())).count()
+}
+
+#[test]
+fn p48_commands_that_are_killed_leave_nothing_that_gc_does_not_mend() {
+    let world = World::user();
+    let low = own_lower(&world, &["a", "d/b"]);
+    for round in 0..60u64 {
+        let verbs: [&[&str]; 3] = [&["mount", "--id", "ov", "low"], &["umount", "ov"], &["umount", "--keep", "ov"]];
+        let verb = verbs[round as usize % 3];
+        if verb[0] == "umount" {
+            let taken = world.run(&["mount", "--id", "ov", "low"]);
+            assert!([0, 4].contains(&taken.code), "round {round}: {taken:?}");
+            world.run(&["exec", "ov", "sh", "-c", "echo new > new; rm -rf d"]).ok();
+        }
+        let mut child = world
+            .command(verb)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(round * 400));
+        let _ = child.kill();
+        child.wait().unwrap();
+        // What is half-made or half-deleted goes; what is whole is of use.
+        until(|| {
+            let collected = world.run(&["gc"]);
+            assert_eq!(collected.code, 0, "round {round}: {collected:?}");
+            !world.in_overlay_dir().iter().any(|name| name.starts_with('.'))
+        });
+        let taken = world.run(&["mount", "--id", "ov", "low"]);
+        assert!([0, 4].contains(&taken.code), "round {round}: {taken:?}");
+        assert_eq!(world.run(&["exec", "ov", "cat", "a"]).ok().out, "low", "round {round}");
+        world.run(&["umount", "ov"]).ok();
+        assert_eq!(world.in_overlay_dir(), Vec::<String>::new(), "round {round}");
+        until(|| holders(&world) == 0);
+    }
+    assert_eq!(fs::read_to_string(low.join("d/b")).unwrap(), "low");
+    world.is_clean();
+}
