@@ -36,6 +36,8 @@ pub enum Verb {
     Why(Why),
     /// Say how much disk the changes take
     Du(Du),
+    /// Print the changes as others take them: an OCI layer, or a patch
+    Export(Export),
     /// Run a command in an overlay: the overlay is seen in the place of its lower
     Exec(Exec),
     /// Start a shell in an overlay, as 'exec' does
@@ -203,6 +205,30 @@ pub struct Du {
     /// Print a document a line instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+/// `export`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "No time in a layer is later than $SOURCE_DATE_EPOCH, where that is set: the same changes give the same bytes. \
+What a layer cannot carry is an error."
+)]
+pub struct Export {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
+    #[arg(value_name = "ID")]
+    pub overlay: OsString,
+    /// The form
+    #[arg(long = "as", value_name = "FORM", value_enum, default_value = "oci")]
+    pub form: ExportForm,
+}
+
+/// `--as`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportForm {
+    /// A layer of an OCI image: a tar, not compressed
+    Oci,
+    /// What 'git apply' takes, as 'diff --patch'
+    Patch,
 }
 
 /// `exec`

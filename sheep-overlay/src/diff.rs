@@ -33,6 +33,7 @@ use crate::doc::{How, Mount, Overlay};
 use crate::trees::{self, Tree};
 use crate::walk::{Walk, join};
 
+pub use patch::run as patch;
 pub use show::{escaped, human, run};
 
 /// One changed path.

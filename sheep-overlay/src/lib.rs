@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod du;
 pub mod enter;
 pub mod exit;
+pub mod export;
 pub mod find;
 pub mod gc;
 pub mod holder;
@@ -73,6 +74,7 @@ pub fn run(cli: cli::Cli) -> Result<()> {
         }
         cli::Verb::Why(args) => why::run(&root, args),
         cli::Verb::Du(args) => du::run(&root, args),
+        cli::Verb::Export(args) => export::run(&root, args),
         cli::Verb::Exec(args) => enter::exec(&root, args),
         cli::Verb::Enter(args) => enter::enter(&root, args),
         cli::Verb::Gc(args) => gc::run(&root, args),

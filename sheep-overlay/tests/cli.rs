@@ -14,6 +14,8 @@ mod crash;
 mod doctor;
 #[path = "cli/errors.rs"]
 mod errors;
+#[path = "cli/export.rs"]
+mod export;
 #[path = "cli/filesystems.rs"]
 mod filesystems;
 #[path = "cli/helper.rs"]
