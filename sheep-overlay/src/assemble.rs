@@ -4,7 +4,6 @@
 //! It is done by this process where it is root, else by the holder in its namespaces (see [`crate::holder`]).
 
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -216,7 +215,7 @@ pub fn unmount_all(dir: &Path, at: Option<&Path>) -> Result<()> {
     let table = mountinfo::read()?;
     let upper = dir.join("upper");
     // What is mounted on somebody else's directory is ours only if the kernel says that it has our upper.
-    let at = at.filter(|at| table.iter().any(|entry| entry.point == **at && shows_upper(&entry.options, &upper)));
+    let at = at.filter(|at| table.iter().any(|entry| entry.point == **at && entry.has_upper(&upper)));
     let ours = |entry: &&mountinfo::Entry| {
         entry.point.starts_with(dir.join("merged"))
             || entry.point == dir.join("tmpfs")
@@ -237,9 +236,4 @@ pub fn unmount_all(dir: &Path, at: Option<&Path>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn shows_upper(options: &[u8], upper: &Path) -> bool {
-    let wanted = [b"upperdir=", upper.as_os_str().as_bytes()].concat();
-    options.split(|byte| *byte == b',').any(|option| option == wanted)
 }

@@ -57,6 +57,21 @@ pub fn users_elsewhere(merged: &Path) -> Option<String> {
     if found.is_empty() { None } else { Some(in_words(found)) }
 }
 
+/// The processes in other mount namespaces in which an overlay with this upper is mounted, in words: a namespace gets a copy
+/// of every mount that there is when it is made.
+pub fn keepers_of(upper: &Path) -> Option<String> {
+    let here = namespace::inode_of(Path::new("/proc/self"), "mnt");
+    let keeps = |process: &Path| {
+        let there = namespace::inode_of(process, "mnt");
+        there.is_some()
+            && there != here
+            && mountinfo::read_of(&process.join("mountinfo"))
+                .is_ok_and(|table| table.iter().any(|entry| entry.has_upper(upper)))
+    };
+    let found = processes(keeps);
+    if found.is_empty() { None } else { Some(in_words(found)) }
+}
+
 /// A mount whose mount point is below `merged`, and which is none of its own.
 fn mount_inside(merged: &Path, own: &[PathBuf], bound: &[PathBuf]) -> Option<PathBuf> {
     let inside = |entry: &mountinfo::Entry| {

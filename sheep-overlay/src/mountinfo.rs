@@ -1,7 +1,7 @@
 //! The table of mounts, /proc/self/mountinfo (proc_pid_mountinfo(5)): which mounts there are below a directory.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -20,6 +20,14 @@ pub struct Entry {
     pub fs_type: String,
     /// The options of its file system, as the kernel shows them.
     pub options: Vec<u8>,
+}
+
+impl Entry {
+    /// Whether it is an overlay with this upper directory.
+    pub fn has_upper(&self, upper: &Path) -> bool {
+        let wanted = [b"upperdir=", upper.as_os_str().as_bytes()].concat();
+        self.options.split(|byte| *byte == b',').any(|option| option == wanted)
+    }
 }
 
 /// All mounts, in the order of the table: a mount stands after the one it is mounted on.

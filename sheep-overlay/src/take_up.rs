@@ -236,8 +236,12 @@ fn prepare_upper(before: &Overlay, dir: &Path) -> Result<()> {
     if root && before.backend == Backend::Kernel && trees.iter().any(|tree| kernel::in_use_elsewhere(&tree.upper, dir))
     {
         return Err(exit::busy(format!(
-            "upper is in use: overlay {} is still mounted in another mount namespace (a container's?)",
-            before.id
+            "upper is in use: overlay {} is still mounted in another mount namespace{}",
+            before.id,
+            trees
+                .iter()
+                .find_map(|tree| crate::busy::keepers_of(&tree.upper))
+                .map_or_else(|| " (a container's?)".to_owned(), |who| format!(", that of {who}"))
         )));
     }
     upper::ensure_dir(&dir.join("merged"))?;

@@ -397,10 +397,10 @@ pub fn in_use_elsewhere(upper: &Path, dir: &Path) -> bool {
         fsconfig_set_flag(&fs, "volatile")?;
         fsconfig_create(&fs)
     };
-    // Whoever starts a container holds a copy of every mount for a moment: not worth an error.
-    (0..10).all(|attempt| {
+    // Whoever makes a mount namespace holds a copy of every mount, a starting container for a moment, others for longer.
+    (0..36).all(|attempt| {
         if attempt > 0 {
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(std::time::Duration::from_millis(if attempt < 10 { 20 } else { 100 }));
         }
         let answer = probe();
         // What a probe leaves would make the next one fail. Should it stay, it is deleted with the overlay.
