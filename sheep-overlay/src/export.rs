@@ -8,20 +8,15 @@
 mod archive;
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr};
 use std::io::{BufWriter, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, FileType, statat};
+use rustix::fs::FileType;
 
 use crate::diff::{self, Change, Kind, escaped};
-use crate::doc::{How, Overlay};
-use crate::stack::{self, open_beneath};
+use crate::doc::Overlay;
+use crate::shown::{Shown, above, bare, is_below, split};
 use crate::state::DataRoot;
-use crate::trees::{self, Tree};
 use crate::walk::join;
 use crate::{access, cli, exit, find, record};
 use archive::Archive;
@@ -63,8 +58,8 @@ fn source_date_epoch() -> Result<Option<i64>> {
 
 fn as_oci(overlay: &Overlay, latest: Option<i64>) -> Result<()> {
     let layer = plan(&diff::changes(overlay)?)?;
-    let places = Places::open(overlay)?;
-    places.check(&layer)?;
+    let shown = Shown::open(overlay)?;
+    check(&shown, &layer)?;
     let mut archive = Archive::new(BufWriter::with_capacity(1 << 20, std::io::stdout().lock()), latest);
     for (path, item) in &layer {
         if crate::sys::interrupted() {
@@ -72,7 +67,7 @@ fn as_oci(overlay: &Overlay, latest: Option<i64>) -> Result<()> {
         }
         let put = match item {
             Item::Mark => archive.mark(path),
-            Item::Real => places.dir_of(path).and_then(|(dir, name)| archive.put(path, &dir, &name)),
+            Item::Real => shown.must(path).and_then(|entry| archive.put(path, &entry)),
         };
         put.with_context(|| format!("/{}", escaped(path)))?;
     }
@@ -104,19 +99,11 @@ fn plan(changes: &[Change]) -> Result<Layer> {
         }
     }
     // The directories on the way have the attributes that they have in the overlay.
-    let parents: Vec<Vec<u8>> = layer.keys().flat_map(|path| above(path)).collect();
+    let parents: Vec<Vec<u8>> = layer.keys().flat_map(|path| above(path).map(<[u8]>::to_vec)).collect();
     for parent in parents {
         layer.entry(parent).or_insert(Item::Real);
     }
     Ok(layer)
-}
-
-fn bare(path: &Path) -> Vec<u8> {
-    path.as_os_str().as_bytes().strip_prefix(b"/").unwrap_or_default().to_vec()
-}
-
-fn is_below(path: &[u8], dir: &[u8]) -> bool {
-    path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
 fn show(layer: &mut Layer, path: &[u8]) -> Result<()> {
@@ -134,74 +121,27 @@ fn hide(layer: &mut Layer, path: &[u8]) {
     layer.insert(join(dir, &[b".wh.", name].concat()), Item::Mark);
 }
 
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (&path[..0], path),
-    }
-}
-
-/// All directories above a path, but for the root.
-fn above(path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
-    path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| path[..at].to_vec())
-}
-
-/// The trees of an overlay, opened.
-struct Places {
-    trees: Vec<(Tree, OwnedFd)>,
-}
-
-impl Places {
-    fn open(overlay: &Overlay) -> Result<Self> {
-        if let Some(mount) = overlay.mounts.iter().find(|mount| mount.how == How::File) {
-            let changed = diff::changes(overlay)?.iter().any(|change| change.path == mount.path.0);
-            if changed {
-                bail!("{}: it is mounted on another file, which a layer cannot do", mount.path.display());
-            }
+/// Makes sure, before a byte is written, that the layer can carry all of its entries.
+fn check(shown: &Shown, layer: &Layer) -> Result<()> {
+    let overflow = |file: &str| std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    // Who is not mapped is shown as this one, in a user namespace.
+    let nobody = match crate::backend::kernel::in_user_namespace() {
+        true => (overflow("/proc/sys/kernel/overflowuid"), overflow("/proc/sys/kernel/overflowgid")),
+        false => (None, None),
+    };
+    for (path, _) in layer.iter().filter(|(_, item)| **item == Item::Real) {
+        if shown.is_mounted_file(path) {
+            bail!("/{}: it is mounted on another file, which a layer cannot do", escaped(path));
         }
-        let made = record::dir_of(overlay).join("merged");
-        let open = |tree: Tree| -> Result<(Tree, OwnedFd)> {
-            let real: PathBuf = if record::is_copy(overlay) { made.clone() } else { tree.upper.clone() };
-            let (fd, _) = stack::open_alone(&real).with_context(|| real.display().to_string())?;
-            Ok((tree, fd))
-        };
-        Ok(Places { trees: trees::of(overlay).into_iter().map(open).collect::<Result<_>>()? })
-    }
-
-    /// The open parent of a path, and its name in it.
-    fn dir_of(&self, path: &[u8]) -> Result<(OwnedFd, CString)> {
-        let is_in = |tree: &Tree| {
-            tree.prefix.is_empty() || Path::new(OsStr::from_bytes(path)).starts_with(OsStr::from_bytes(&tree.prefix))
-        };
-        let found = self.trees.iter().rev().find(|(tree, _)| is_in(tree)).or(self.trees.first());
-        let Some((tree, root)) = found else { bail!("it is in no tree of the overlay") };
-        let inside = path.strip_prefix(&tree.prefix[..]).unwrap_or(path);
-        let (dir, name) = split(inside.strip_prefix(b"/").unwrap_or(inside));
-        let name = if name.is_empty() { b"." } else { name };
-        Ok((open_beneath(root, dir)?, CString::new(name).context("a name with a NUL")?))
-    }
-
-    /// Makes sure, before a byte is written, that the layer can carry all of its entries.
-    fn check(&self, layer: &Layer) -> Result<()> {
-        let overflow = |file: &str| std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u32>().ok());
-        // Who is not mapped is shown as this one, in a user namespace.
-        let nobody = match crate::backend::kernel::in_user_namespace() {
-            true => (overflow("/proc/sys/kernel/overflowuid"), overflow("/proc/sys/kernel/overflowgid")),
-            false => (None, None),
-        };
-        for (path, _) in layer.iter().filter(|(_, item)| **item == Item::Real) {
-            let (dir, name) = self.dir_of(path)?;
-            let stat = statat(&dir, &*name, AtFlags::SYMLINK_NOFOLLOW)
-                .with_context(|| format!("/{}: it has gone, or was never copied up", escaped(path)))?;
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Socket {
-                bail!("/{}: a socket, which a layer cannot carry; delete it", escaped(path));
-            }
-            if nobody.0 == Some(stat.st_uid) || nobody.1 == Some(stat.st_gid) {
-                bail!("/{}: its owner is not mapped in your user namespace, so a layer cannot name it", escaped(path));
-            }
+        let stat = shown.must(path)?.stat;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Socket {
+            bail!("/{}: a socket, which a layer cannot carry; delete it", escaped(path));
         }
-        Ok(())
+        if nobody.0 == Some(stat.st_uid) || nobody.1 == Some(stat.st_gid) {
+            bail!("/{}: its owner is not mapped in your user namespace, so a layer cannot name it", escaped(path));
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -209,7 +149,7 @@ mod tests {
     use super::*;
 
     fn change(kind: Kind, path: &str, from: Option<&str>) -> Change {
-        let from = from.map(PathBuf::from);
+        let from = from.map(std::path::PathBuf::from);
         Change {
             path: path.into(),
             kind,

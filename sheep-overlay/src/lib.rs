@@ -36,6 +36,7 @@ pub mod parts;
 pub mod quota;
 pub mod record;
 pub mod remove;
+pub mod shown;
 pub mod stack;
 pub mod stacked;
 pub mod state;

@@ -1,17 +1,16 @@
 //! A layer's tar: POSIX headers (pax), with only as much in them as an entry needs.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, major, minor, openat, readlinkat, statat};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, major, minor, openat, readlinkat};
 use tar::{Builder, EntryType, Header};
 
 use crate::inode::{Inode, xattr_names};
-use crate::layer;
+use crate::{layer, shown};
 
 /// A tar that is being written.
 pub struct Archive<W: Write> {
@@ -41,9 +40,9 @@ impl<W: Write> Archive<W> {
         self.append(header, records, io::empty())
     }
 
-    /// Adds what stands as `name` in `dir`.
-    pub fn put(&mut self, path: &[u8], dir: &OwnedFd, entry: &CStr) -> Result<()> {
-        let stat = statat(dir, entry, AtFlags::SYMLINK_NOFOLLOW)?;
+    /// Adds what an overlay shows.
+    pub fn put(&mut self, path: &[u8], shown: &shown::Entry) -> Result<()> {
+        let shown::Entry { dir, name: entry, stat } = shown;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let mut records = Records::new();
         if kind != FileType::Directory && stat.st_nlink > 1 {
@@ -51,7 +50,7 @@ impl<W: Write> Archive<W> {
             if let Some(first) = self.linked.get(&key) {
                 let mut header = header(EntryType::Link, stat.st_mode & 0o7777);
                 link(&mut header, first, &mut records)?;
-                self.common(&mut header, path, &stat, &mut records)?;
+                self.common(&mut header, path, stat, &mut records)?;
                 return self.append(header, records, io::empty());
             }
             self.linked.insert(key, path.to_vec());
@@ -69,7 +68,7 @@ impl<W: Write> Archive<W> {
             stat.st_mode & 0o7777,
         );
         match kind {
-            FileType::Symlink => link(&mut header, &readlinkat(dir, entry, Vec::new())?.into_bytes(), &mut records)?,
+            FileType::Symlink => link(&mut header, &readlinkat(dir, &**entry, Vec::new())?.into_bytes(), &mut records)?,
             FileType::CharacterDevice | FileType::BlockDevice => {
                 header.set_device_major(major(stat.st_rdev))?;
                 header.set_device_minor(minor(stat.st_rdev))?;
@@ -77,12 +76,12 @@ impl<W: Write> Archive<W> {
             _ => {}
         }
         xattrs(Inode::Named(dir.as_fd(), entry), &mut records)?;
-        self.common(&mut header, path, &stat, &mut records)?;
+        self.common(&mut header, path, stat, &mut records)?;
         if kind != FileType::RegularFile {
             return self.append(header, records, io::empty());
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = openat(dir, entry, flags, Mode::empty())?;
+        let file = openat(dir, &**entry, flags, Mode::empty())?;
         if fstat(&file)?.st_ino != stat.st_ino {
             bail!("changed while it was read");
         }

@@ -1,0 +1,114 @@
+//! What an overlay has at the paths that changed, read where its changes are, without the merged view.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, Stat, statat};
+use rustix::io::Errno;
+
+use crate::doc::{How, Overlay};
+use crate::stack::{self, open_beneath};
+use crate::trees::{self, Tree};
+use crate::{diff, record};
+
+/// The trees of an overlay, opened.
+#[derive(Debug)]
+pub struct Shown {
+    trees: Vec<(Tree, OwnedFd)>,
+    /// Files that are mounted on files: where each is in the view, and the copy that the view has of it.
+    files: Vec<(Vec<u8>, PathBuf)>,
+}
+
+/// Something that an overlay shows.
+#[derive(Debug)]
+pub struct Entry {
+    /// The directory it stands in.
+    pub dir: OwnedFd,
+    /// Its name there; `.` for the root of a tree.
+    pub name: CString,
+    /// Its own attributes, no link followed.
+    pub stat: Stat,
+}
+
+impl Shown {
+    /// Opens the trees of an overlay (see [`crate::access::with`] for the rights that this takes).
+    pub fn open(overlay: &Overlay) -> Result<Self> {
+        let made = record::dir_of(overlay).join("merged");
+        let open = |tree: Tree| -> Result<(Tree, OwnedFd)> {
+            let real: PathBuf = if record::is_copy(overlay) { made.clone() } else { tree.upper.clone() };
+            let (fd, _) = stack::open_alone(&real).with_context(|| real.display().to_string())?;
+            Ok((tree, fd))
+        };
+        let files = overlay.mounts.iter().filter(|mount| mount.how == How::File);
+        let files = files.filter_map(|mount| Some((bare(&mount.path), mount.upper.as_ref()?.0.clone())));
+        Ok(Shown { trees: trees::of(overlay).into_iter().map(open).collect::<Result<_>>()?, files: files.collect() })
+    }
+
+    /// Whether a path is that of a file that is mounted on another.
+    pub fn is_mounted_file(&self, path: &[u8]) -> bool {
+        self.files.iter().any(|(file, _)| file == path)
+    }
+
+    /// What is at a path that changed, or on the way to one. The path has no leading slash; empty is the root. `None` where
+    /// there is nothing, or what is there was never changed.
+    pub fn entry(&self, path: &[u8]) -> Result<Option<Entry>> {
+        if let Some((_, copy)) = self.files.iter().find(|(file, _)| file == path) {
+            let dir = copy.parent().unwrap_or(Path::new("/"));
+            let (dir, _) = stack::open_alone(dir).with_context(|| dir.display().to_string())?;
+            return stat_in(dir, CString::new(copy.file_name().unwrap_or_default().as_bytes())?);
+        }
+        let is_in = |tree: &Tree| {
+            tree.prefix.is_empty() || Path::new(OsStr::from_bytes(path)).starts_with(OsStr::from_bytes(&tree.prefix))
+        };
+        let Some((tree, root)) = self.trees.iter().rev().find(|(tree, _)| is_in(tree)) else {
+            bail!("it is in no tree of the overlay")
+        };
+        let inside = path.strip_prefix(&tree.prefix[..]).unwrap_or(path);
+        let (dir, name) = split(inside.strip_prefix(b"/").unwrap_or(inside));
+        let name = if name.is_empty() { b"." } else { name };
+        match open_beneath(root, dir) {
+            Ok(dir) => stat_in(dir, CString::new(name).context("a name with a NUL")?),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("/{}", diff::escaped(dir))),
+        }
+    }
+
+    /// Like [`Shown::entry`], where there must be one.
+    pub fn must(&self, path: &[u8]) -> Result<Entry> {
+        self.entry(path)?.with_context(|| format!("/{}: it has gone, or was never copied up", diff::escaped(path)))
+    }
+}
+
+fn stat_in(dir: OwnedFd, name: CString) -> Result<Option<Entry>> {
+    match statat(&dir, &*name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(Entry { dir, name, stat })),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e).with_context(|| name.to_string_lossy().into_owned()),
+    }
+}
+
+/// A path as this module takes it.
+pub fn bare(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().strip_prefix(b"/").unwrap_or_default().to_vec()
+}
+
+/// The directory of a path, and the name in it.
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (&path[..0], path),
+    }
+}
+
+/// All directories above a path, but for the root, the topmost first.
+pub fn above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at])
+}
+
+/// Whether a path is somewhere below a directory.
+pub fn is_below(path: &[u8], dir: &[u8]) -> bool {
+    dir.is_empty() && !path.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"))
+}
