@@ -38,6 +38,8 @@ pub enum Verb {
     Du(Du),
     /// Print the changes as others take them: an OCI layer, or a patch
     Export(Export),
+    /// Make the changes to the lower too, or to another directory; all of them or none
+    Apply(Apply),
     /// Run a command in an overlay: the overlay is seen in the place of its lower
     Exec(Exec),
     /// Start a shell in an overlay, as 'exec' does
@@ -231,6 +233,50 @@ pub enum ExportForm {
     Patch,
 }
 
+/// `apply`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What was changed there since the overlay was made is a conflict: it is printed as a document, and nothing is \
+changed unless --ours or --theirs decides. What was there before is kept, for --undo, until 'gc' deletes it. Exit code: 1 \
+for conflicts."
+)]
+pub struct Apply {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory; with --undo or --list also the id of
+    /// what was applied, or nothing
+    #[arg(value_name = "ID", required_unless_present_any = ["undo", "list"])]
+    pub overlay: Option<OsString>,
+    /// Only these paths and what is below them, as 'diff' prints them [default: all]
+    #[arg(value_name = "PATH", conflicts_with_all = ["undo", "list"])]
+    pub paths: Vec<PathBuf>,
+    /// Only exactly the paths in FILE ('-' is stdin), each ended by a NUL, as 'diff --name-only -z' prints them
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["paths", "undo", "list"])]
+    pub paths_from: Option<PathBuf>,
+    /// Make the changes to DIR instead of the lower
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["undo", "list"])]
+    pub to: Option<PathBuf>,
+    /// Print what would be done, conflicts as 'C /path', and do nothing
+    #[arg(long, conflicts_with_all = ["undo", "list"])]
+    pub dry_run: bool,
+    /// In conflicts, take the overlay's side
+    #[arg(long, conflicts_with = "theirs")]
+    pub ours: bool,
+    /// In conflicts, leave what is there as it is
+    #[arg(long)]
+    pub theirs: bool,
+    /// Put back what was there before the last COUNT times
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, require_equals = true, default_missing_value = "1")]
+    pub undo: Option<usize>,
+    /// List what can be undone
+    #[arg(long, conflicts_with_all = ["undo", "ours", "theirs", "print"])]
+    pub list: bool,
+    /// Print JSON documents (with --dry-run and --list)
+    #[arg(long)]
+    pub json: bool,
+    /// Print one field (id, changes, ...) instead of the document
+    #[arg(long, value_name = "FIELD")]
+    pub print: Option<String>,
+}
+
 /// `exec`
 #[derive(Debug, Args)]
 #[command(
@@ -270,6 +316,12 @@ pub struct Gc {
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Delete what 'apply --undo' would need and is older than AGE (12h, 30d)
+    #[arg(long, value_name = "AGE", default_value = "30d")]
+    pub undo_age: String,
+    /// Delete the oldest of it until it takes SIZE at most (512m, 2g)
+    #[arg(long, value_name = "SIZE")]
+    pub undo_size: Option<String>,
 }
 
 /// `doctor`

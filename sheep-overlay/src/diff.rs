@@ -33,8 +33,9 @@ use crate::doc::{How, Mount, Overlay};
 use crate::trees::{self, Tree};
 use crate::walk::{Walk, join};
 
+pub(crate) use compare::read_full;
 pub use patch::run as patch;
-pub use show::{escaped, human, run};
+pub use show::{document, escaped, human, line, run};
 
 /// One changed path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,7 +204,12 @@ fn is_closed(error: &anyhow::Error) -> bool {
 fn file_mount(mount: &Mount) -> Result<Option<Change>> {
     let (How::File, Some(old), Some(new)) = (mount.how, mount.lower.last(), &mount.upper) else { return Ok(None) };
     let stat = |path: &Path| std::fs::metadata(path).with_context(|| path.display().to_string());
-    let (before, after) = (stat(old)?, stat(new)?);
+    let before = match std::fs::metadata(old) {
+        // What was mounted there has gone since, with the place that it was mounted on.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        before => before.with_context(|| old.display().to_string())?,
+    };
+    let after = stat(new)?;
     let mut what = Vec::new();
     let mut differs = |aspect: Aspect, differs: bool| {
         if differs {

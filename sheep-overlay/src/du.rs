@@ -84,6 +84,13 @@ pub fn of(overlay: &Overlay) -> Result<Used> {
     Ok(sum.used)
 }
 
+/// How many bytes on disk a directory and all below it take.
+pub fn of_tree(top: &Path) -> Result<u64> {
+    let mut sum = Sum::default();
+    sum.tree(top)?;
+    Ok(sum.used.bytes)
+}
+
 #[derive(Default)]
 struct Sum {
     used: Used,

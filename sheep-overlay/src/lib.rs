@@ -4,9 +4,12 @@
 //! on pipes ([`doc`]) and the state on disk ([`state`]), with the exit codes all four programs keep ([`exit`]).
 
 pub mod access;
+pub mod applied;
+pub mod apply;
 pub mod assemble;
 pub mod backend;
 pub mod busy;
+pub mod carry;
 pub mod child;
 pub mod choose;
 pub mod cli;
@@ -76,6 +79,7 @@ pub fn run(cli: cli::Cli) -> Result<()> {
         cli::Verb::Why(args) => why::run(&root, args),
         cli::Verb::Du(args) => du::run(&root, args),
         cli::Verb::Export(args) => export::run(&root, args),
+        cli::Verb::Apply(args) => apply::run(&root, args),
         cli::Verb::Exec(args) => enter::exec(&root, args),
         cli::Verb::Enter(args) => enter::enter(&root, args),
         cli::Verb::Gc(args) => gc::run(&root, args),

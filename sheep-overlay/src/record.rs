@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use crate::child::{After, Place};
 use crate::doc::{Backend, DocPath, Overlay, UserNamespace};
 use crate::state::{self, DataRoot, Durability, Lock};
-use crate::{PROGRAM, assemble, child, exit, holder, mountpoint, parts, remove, sys};
+use crate::{PROGRAM, applied, assemble, child, exit, holder, mountpoint, parts, remove, sys};
 
 /// How the name of the lock file of an overlay begins while it is being made; its id follows.
 const NEW: &str = ".new-";
@@ -377,6 +377,7 @@ fn remove_all(dir: &Path) -> Result<()> {
 /// Unmounts and deletes what processes left that were killed in the middle of `mount` or `umount`. What a living process
 /// is working on is locked, and passed over; what cannot be deleted is reported on stderr and left to the next command.
 pub fn reap(root: &DataRoot) -> Result<()> {
+    applied::mend(root)?;
     for name in names(root)? {
         let name_of = |prefix: &str| name.to_str().and_then(|name| name.strip_prefix(prefix));
         let reaped = match (name_of(NEW), name_of(GONE)) {

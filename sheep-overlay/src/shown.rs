@@ -1,17 +1,19 @@
 //! What an overlay has at the paths that changed, read where its changes are, without the merged view.
 
 use std::ffi::{CString, OsStr};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, Stat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 
 use crate::doc::{How, Overlay};
 use crate::stack::{self, open_beneath};
 use crate::trees::{self, Tree};
+use crate::walk::join;
 use crate::{diff, record};
 
 /// The trees of an overlay, opened.
@@ -76,10 +78,53 @@ impl Shown {
         }
     }
 
+    /// All directories where the changes are, with their attributes, parents first: those of the lowers in which nothing
+    /// changed are not among them, unless the overlay is a copy.
+    pub fn directories(&self) -> Result<Vec<(Vec<u8>, Stat)>> {
+        let mut found = Vec::new();
+        for (tree, root) in &self.trees {
+            let mut pending = vec![(tree.prefix.clone(), root.try_clone()?)];
+            while let Some((path, dir)) = pending.pop() {
+                let below = directories_in(&dir).with_context(|| format!("/{}", diff::escaped(&path)))?;
+                found.push((path.clone(), fstat(&dir)?));
+                for name in below {
+                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    match openat(&dir, &*name, flags, Mode::empty()) {
+                        Ok(inner) => pending.push((join(&path, name.to_bytes()), inner)),
+                        Err(Errno::NOENT | Errno::NOTDIR) => {}
+                        Err(e) => return Err(e).with_context(|| format!("/{}", diff::escaped(&path))),
+                    }
+                }
+            }
+        }
+        found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
+    }
+
     /// Like [`Shown::entry`], where there must be one.
     pub fn must(&self, path: &[u8]) -> Result<Entry> {
         self.entry(path)?.with_context(|| format!("/{}: it has gone, or was never copied up", diff::escaped(path)))
     }
+}
+
+fn directories_in(dir: &OwnedFd) -> Result<Vec<CString>> {
+    let mut buffer = vec![MaybeUninit::uninit(); 16 << 10];
+    let mut names = Vec::new();
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_dir = match entry.file_type() {
+            FileType::Unknown => {
+                FileType::from_raw_mode(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) == FileType::Directory
+            }
+            kind => kind == FileType::Directory,
+        };
+        if is_dir && !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
 }
 
 fn stat_in(dir: OwnedFd, name: CString) -> Result<Option<Entry>> {

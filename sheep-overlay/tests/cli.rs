@@ -6,6 +6,8 @@
 #[path = "cli/harness.rs"]
 mod harness;
 
+#[path = "cli/apply.rs"]
+mod apply;
 #[path = "cli/copies.rs"]
 mod copies;
 #[path = "cli/crash.rs"]

@@ -71,7 +71,7 @@ fn sums(changes: &[Change]) -> String {
 }
 
 /// `A /path`; `R /old -> /new` of what was renamed.
-fn line(change: &Change) -> String {
+pub fn line(change: &Change) -> String {
     let mut line = String::from(change.kind.letter());
     line.push(' ');
     if let Some(from) = &change.from {
@@ -83,7 +83,7 @@ fn line(change: &Change) -> String {
 }
 
 /// The change as a JSON document.
-fn document(change: &Change) -> Value {
+pub fn document(change: &Change) -> Value {
     let path = |path: &Path| name_to_json(path.as_os_str());
     let mut document = Map::new();
     document.insert("path".to_owned(), path(&change.path));
