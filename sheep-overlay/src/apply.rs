@@ -159,12 +159,7 @@ pub fn work(
 }
 
 /// The changes that are asked for.
-fn choose<'a>(
-    changes: &'a [Change],
-    paths: &[PathBuf],
-    overlay: &Overlay,
-    target: &Target,
-) -> Result<Vec<&'a Change>> {
+fn choose<'a>(changes: &'a [Change], paths: &[PathBuf], overlay: &Overlay, target: &Target) -> Result<Vec<&'a Change>> {
     let mut chosen = vec![paths.is_empty(); changes.len()];
     for path in paths {
         let wanted = bare(&from_top(path, overlay, target)?);

@@ -32,6 +32,8 @@ mod names;
 mod overlays;
 #[path = "cli/pitfalls.rs"]
 mod pitfalls;
+#[path = "cli/power.rs"]
+mod power;
 #[path = "cli/removal.rs"]
 mod removal;
 #[path = "cli/rootless.rs"]

@@ -13,8 +13,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use rustix::fs::{
-    AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps, fremovexattr, fstat, futimens,
-    openat, openat2, renameat_with, statat, syncfs,
+    AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps, fremovexattr, fstat,
+    futimens, openat, openat2, renameat_with, statat, syncfs, utimensat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -40,9 +40,35 @@ pub struct Step {
     /// That of what is there afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new: Option<u64>,
+    /// The times of a directory that is there before: some file systems take a move for a change of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_times: Option<Times>,
+    /// Those of a directory that is there afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_times: Option<Times>,
     /// Somebody else's change was overruled.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub overruled: bool,
+}
+
+/// The times of a directory, each in seconds and nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// Of the last access.
+    pub accessed: (i64, u64),
+    /// Of the last modification.
+    pub modified: (i64, u64),
+}
+
+impl Times {
+    /// Those of a directory; none for anything else.
+    pub fn of_directory(stat: &Stat) -> Option<Self> {
+        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        is_dir.then_some(Times {
+            accessed: (stat.st_atime, stat.st_atime_nsec),
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+        })
+    }
 }
 
 /// A directory that stays, with other attributes.
@@ -93,8 +119,8 @@ impl Attributes {
         Ok(Attributes {
             mode: stat.st_mode & 0o7777,
             owner: (stat.st_uid, stat.st_gid),
-            accessed: (stat.st_atime, stat.st_atime_nsec as u64),
-            modified: (stat.st_mtime, stat.st_mtime_nsec as u64),
+            accessed: (stat.st_atime, stat.st_atime_nsec),
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
             xattrs,
         })
     }
@@ -188,6 +214,7 @@ impl Work {
                 bail!("{}: changed while the changes were applied", shown());
             }
         }
+        self.set_times(journal, |step| (step.new, step.new_times))?;
         // The deepest first: above it the way is still free.
         for directory in journal.directories.iter().rev() {
             let dir = self.directory(directory)?;
@@ -223,6 +250,7 @@ impl Work {
             let slots = self.places[step.place].slots.as_fd();
             rename(dir.as_fd(), &name, slots, number, at.is_some(), slot.is_some()).with_context(shown)?;
         }
+        self.set_times(journal, |step| (step.old, step.old_times))?;
         for directory in journal.directories.iter().rev() {
             match self.directory(directory) {
                 Ok(dir) => directory.old.set(dir.as_fd()).with_context(|| directory.path.display().to_string())?,
@@ -232,6 +260,22 @@ impl Work {
             }
         }
         Ok(left)
+    }
+
+    /// Sets the times of directories that have moved to where they are to be: `wanted` says which and what.
+    fn set_times(&mut self, journal: &Journal, wanted: impl Fn(&Step) -> (Option<u64>, Option<Times>)) -> Result<()> {
+        for (number, step) in journal.steps.iter().enumerate() {
+            let (ino, Some(times)) = wanted(step) else { continue };
+            let Ok((at, _, dir, name)) = self.find(step, number) else { continue };
+            if at != ino {
+                continue;
+            }
+            let time = |(seconds, nanoseconds): (i64, u64)| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ };
+            let times = Timestamps { last_access: time(times.accessed), last_modification: time(times.modified) };
+            utimensat(&dir, &*name, &times, AtFlags::SYMLINK_NOFOLLOW)
+                .with_context(|| format!("/{}", escaped(step.path.0.as_os_str().as_bytes())))?;
+        }
+        Ok(())
     }
 
     /// Puts back what one slot holds, whatever is at its path now, which goes into the slot.
@@ -383,7 +427,7 @@ pub fn keeping_times(dir: &Path, act: impl FnOnce() -> std::io::Result<()>) -> R
     // Who may not set them may not change the directory either.
     let _ = set_times(
         opened.as_fd(),
-        time(before.st_atime, before.st_atime_nsec as u64),
+        time(before.st_atime, before.st_atime_nsec),
         time(before.st_mtime, before.st_mtime_nsec as u64),
     );
     Ok(())

@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Stat, fstat};
 use super::conflict::Judge;
 use super::plan::Plan;
 use super::target::Target;
-use crate::applied::steps::{Attributes, Directory, Step, open_within, slot_name, stat};
+use crate::applied::steps::{Attributes, Directory, Step, Times, open_within, slot_name, stat};
 use crate::applied::{Journal, Transaction, open_dir};
 use crate::carry::{Carrier, attributes};
 use crate::diff::escaped;
@@ -65,9 +65,19 @@ pub fn make(
         }
         let (place, path) = number_of(&planned.path)?;
         fill(planned, number, slots[place].as_fd(), &mut carriers[place], shown, instead)?;
-        let new = stat(slots[place].as_fd(), &slot_name(number))?.map(|stat| stat.st_ino);
+        let new = stat(slots[place].as_fd(), &slot_name(number))?;
+        let (old_times, new_times) =
+            (planned.old.as_ref().and_then(Times::of_directory), new.as_ref().and_then(Times::of_directory));
         let (old, overruled) = (planned.old.map(|stat| stat.st_ino), planned.overruled);
-        journal.steps.push(Step { place, path, old, new, overruled });
+        journal.steps.push(Step {
+            place,
+            path,
+            old,
+            new: new.map(|stat| stat.st_ino),
+            old_times,
+            new_times,
+            overruled,
+        });
     }
     for (path, whole) in &plan.directories {
         let (place, inside) = number_of(path)?;
