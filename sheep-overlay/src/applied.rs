@@ -24,10 +24,11 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{CWD, Mode, OFlags, openat, syncfs};
+use rustix::fs::{CWD, Mode, OFlags, openat, renameat, syncfs};
 use serde::{Deserialize, Serialize};
 
 use crate::child::{After, Place as Namespace};
@@ -109,6 +110,13 @@ pub struct Done {
 }
 
 impl Done {
+    /// The moment at which all was done, by the clock of its file system: what changed later was changed by others.
+    pub fn finished(&self) -> Result<(i64, i64)> {
+        let file = self.dir.join("finished");
+        let found = fs::metadata(&file).with_context(|| file.display().to_string())?;
+        Ok((found.mtime(), found.mtime_nsec()))
+    }
+
     /// When it was done, in seconds since 1970.
     pub fn created(&self) -> Result<i64> {
         let time = &self.journal.created;
@@ -257,9 +265,24 @@ pub fn mend(root: &DataRoot) -> Result<()> {
 }
 
 impl Transaction {
-    /// Writes the journal. It is durable with the next sync of the file system that the data directory is on.
+    /// Writes the journal, beside the one that counts.
     pub fn write(&self, journal: &Journal) -> Result<()> {
-        state::write_json(&self.dir.join("journal.json"), journal, Durability::Rebuildable)
+        state::write_json(&self.dir.join("journal.next"), journal, Durability::Rebuildable)
+    }
+
+    /// Makes what was written last, and all else on its file system, durable, and then lets it count. So a journal that counts is
+    /// whole, and is there before any name that is changed later on the same file system.
+    pub fn sync(&self) -> Result<()> {
+        let dir = open_dir(&self.dir)?;
+        syncfs(&dir)?;
+        renameat(&dir, c"journal.next", &dir, c"journal.json").context("rename the journal")
+    }
+
+    /// Notes the moment at which all was done: the time of an empty file, which is as durable as the name it has.
+    pub fn note_moment(&self) -> Result<()> {
+        let file = self.dir.join("finished");
+        fs::File::create(&file).with_context(|| file.display().to_string())?;
+        Ok(())
     }
 
     /// Where the slots of a target are made: in the transaction's directory if that is on the same mount, else in a hidden

@@ -26,7 +26,7 @@ use crate::diff::{self, Change};
 use crate::doc::{Document, Overlay, name_to_json, write_out};
 use crate::record::{self, State};
 use crate::shown::{Shown, above, bare, is_below};
-use crate::state::{self, DataRoot, Durability};
+use crate::state::DataRoot;
 use crate::{PROGRAM, access, cli, exit, find, sys};
 use conflict::{Judge, Theirs};
 use plan::Plan;
@@ -110,7 +110,7 @@ pub fn work(
         None => choose(&changes, &args.paths, overlay, &target)?,
     };
     let shown = Shown::open(overlay)?;
-    let mut known = Known::read(dir)?;
+    let mut known = Known::read(dir);
     let judges = Judge::new(overlay, &target, &shown, &known)?;
     let judged = judge(&chosen, &judges)?;
     if args.dry_run {
@@ -356,13 +356,17 @@ fn commit(
     seen: &[Option<rustix::fs::Stat>],
 ) -> Result<()> {
     let mut work = Work::open(&transaction.dir, journal)?;
-    work.sync()?;
-    store.sync()?;
+    let abroad = journal.places.iter().any(|place| place.slots.is_some());
+    if abroad {
+        work.sync()?;
+    }
+    transaction.sync()?;
+    if abroad {
+        store.sync()?;
+    }
     work.forward(journal, seen)?;
-    let now = jiff::Timestamp::now();
-    let moment = (now.as_second(), i64::from(now.subsec_nanosecond()));
-    state::write_json(&transaction.dir.join("finished.json"), &moment, Durability::Rebuildable)?;
-    if journal.places.iter().any(|place| place.slots.is_some()) {
+    transaction.note_moment()?;
+    if abroad {
         work.sync()?;
     }
     store.finish(transaction)?;

@@ -156,6 +156,11 @@ pub fn write(dir: &Path, overlay: &Overlay) -> Result<()> {
     state::write_json(&dir.join("overlay.json"), overlay, Durability::Rebuildable)
 }
 
+/// Replaces the record, and makes it durable: of an overlay that is kept.
+pub fn write_durably(dir: &Path, overlay: &Overlay) -> Result<()> {
+    state::write_json(&dir.join("overlay.json"), overlay, Durability::Synced)
+}
+
 /// Waits for the lock of an overlay; every change of it is made under this lock. `None` where there is no such overlay,
 /// or no longer when its turn came. Errors with busy (4) where it is being made.
 pub fn lock(root: &DataRoot, id: &str) -> Result<Option<Lock>> {

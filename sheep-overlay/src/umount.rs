@@ -104,7 +104,7 @@ pub fn keep_overlay(root: &DataRoot, id: &str) -> Result<Overlay> {
     overlay.mount_id = None;
     overlay.boot_id = None;
     overlay.holder = None;
-    record::write(&dir, &overlay)?;
+    record::write_durably(&dir, &overlay)?;
     Ok(overlay)
 }
 

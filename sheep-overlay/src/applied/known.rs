@@ -34,14 +34,15 @@ struct Inode {
 const FILE: &str = "applied.json";
 
 impl Known {
-    /// What is known in the directory of an overlay.
-    pub fn read(dir: &Path) -> Result<Self> {
-        let inodes: Option<Vec<Inode>> = state::read_json(&dir.join(FILE))?;
+    /// What is known in the directory of an overlay. It is not synced: where it is lost with the power, there are conflicts that are
+    /// none.
+    pub fn read(dir: &Path) -> Self {
+        let inodes: Option<Vec<Inode>> = state::read_json(&dir.join(FILE)).ok().flatten();
         let bytes = |path: &DocPath| path.0.as_os_str().as_bytes().to_vec();
-        Ok(Known(inodes.unwrap_or_default().into_iter().map(|inode| (bytes(&inode.path), inode)).collect()))
+        Known(inodes.unwrap_or_default().into_iter().map(|inode| (bytes(&inode.path), inode)).collect())
     }
 
-    /// Writes it there. Where it is lost, `apply` finds conflicts that are none.
+    /// Writes it there.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let inodes: Vec<&Inode> = self.0.values().collect();
         state::write_json(&dir.join(FILE), &inodes, Durability::Rebuildable)
@@ -76,7 +77,7 @@ pub fn note_back(root: &DataRoot, dir: &Path, journal: &Journal) -> Result<()> {
     if !journal.own || !own.join("overlay.json").exists() {
         return Ok(());
     }
-    let mut known = Known::read(&own)?;
+    let mut known = Known::read(&own);
     let mut work = Work::open(dir, journal)?;
     let full = |place: usize, path: &[u8]| {
         let prefix = journal.places[place].prefix.0.as_os_str().as_bytes();

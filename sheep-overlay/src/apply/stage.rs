@@ -49,7 +49,7 @@ pub fn make(
         if journal.places.last().is_some_and(|place| place.slots.is_some()) {
             // What is left elsewhere must be known.
             transaction.write(journal)?;
-            rustix::fs::syncfs(open_dir(&transaction.dir)?)?;
+            transaction.sync()?;
         }
     }
     let number_of = |path: &[u8]| -> Result<(usize, DocPath)> {

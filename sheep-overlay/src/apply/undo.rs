@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::fs::{Stat, fstat};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::conflict::{Moment, Theirs, any_below, changed, moment};
+use super::conflict::{Moment, Theirs, any_below, changed};
 use crate::applied::known;
 use crate::applied::steps::{Step, Work, stat};
 use crate::applied::{self, Done, Journal, Store, Transaction};
@@ -94,13 +95,8 @@ fn choose(root: &DataRoot, args: &cli::Apply, all: Vec<Done>) -> Result<Vec<Done
 /// Undoes one; gives how many paths were left as they are.
 fn one(root: &DataRoot, store: &Store, done: &Done, args: &cli::Apply) -> Result<usize> {
     let journal = &done.journal;
-    let finished: Option<Moment> = state::read_json(&done.dir.join("finished.json"))?;
-    let finished = match finished {
-        Some(finished) => finished,
-        None => moment(&journal.created)?,
-    };
-    let again: Option<Vec<(u64, Moment)>> = state::read_json(&done.dir.join(AGAIN))?;
-    let again: HashSet<(u64, Moment)> = again.unwrap_or_default().into_iter().collect();
+    let finished = done.finished()?;
+    let again: HashSet<(u64, Moment)> = put_back(&done.dir).into_iter().collect();
     let against = applied::with_rights(journal, || judge(done, finished, &again))?;
     if !against.is_empty() && !args.ours && !args.theirs {
         let mut out = Vec::new();
@@ -141,6 +137,12 @@ fn one(root: &DataRoot, store: &Store, done: &Done, args: &cli::Apply) -> Result
     Ok(if args.ours { 0 } else { keep.len() })
 }
 
+/// What later undos put back, in the directory of a transaction. It is not synced: where it is lost with the power, there are
+/// conflicts that are none.
+fn put_back(dir: &Path) -> Vec<(u64, Moment)> {
+    state::read_json(&dir.join(AGAIN)).ok().flatten().unwrap_or_default()
+}
+
 /// What one undo puts back, and the directories it does that in, have a new `ctime`. To the undo of an earlier transaction
 /// that is to be no change of somebody else.
 fn tell_earlier(store: &Store, transaction: &Transaction, journal: &Journal) -> Result<()> {
@@ -164,8 +166,7 @@ fn tell_earlier(store: &Store, transaction: &Transaction, journal: &Journal) -> 
     }
     for earlier in earlier {
         let file = earlier.dir.join(AGAIN);
-        let before: Option<Vec<(u64, Moment)>> = state::read_json(&file)?;
-        let all: Vec<_> = before.unwrap_or_default().into_iter().chain(ours.iter().copied()).collect();
+        let all: Vec<_> = put_back(&earlier.dir).into_iter().chain(ours.iter().copied()).collect();
         state::write_json(&file, &all, Durability::Rebuildable)?;
     }
     Ok(())

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -153,6 +155,33 @@ impl Disk {
     }
 }
 
+/// Another program on the same disk, which syncs a file of its own all the time: that makes the names durable that others
+/// changed, and not the content of their files.
+struct Others {
+    end: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Others {
+    fn start(path: PathBuf) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let seen = end.clone();
+        let thread = std::thread::spawn(move || {
+            let file = fs::File::create(path).unwrap();
+            while !seen.load(Ordering::Relaxed) {
+                std::os::unix::fs::FileExt::write_all_at(&file, b"x", 0).unwrap();
+                file.sync_all().unwrap();
+            }
+        });
+        Others { end, thread }
+    }
+
+    fn end(self) {
+        self.end.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
+    }
+}
+
 /// Cuts the power at random moments of a command that starts with a base image; gives how often what it does was done.
 fn cuts(
     disk: &Disk,
@@ -163,24 +192,21 @@ fn cuts(
     after: &BTreeMap<PathBuf, String>,
 ) -> usize {
     let low = disk.world.dir.join("disk/low");
-    let mut usual = 0;
+    // How long to wait at most: longer after each cut before the end, shorter after each that came too late.
+    let mut most = 10_000;
     let mut done = 0;
-    for round in 0..=cuts {
+    for round in 1..=cuts {
         disk.clone(base, "run");
         disk.mount("run");
-        let begin = Instant::now();
+        let others = Others::start(disk.world.dir.join("disk/other"));
         let mut child = start(&disk.world, args);
-        // The first tells how long it takes.
-        if round > 0 {
-            std::thread::sleep(Duration::from_micros(some_number(usual + usual / 5)));
-            disk.clone("run", "cut");
-        }
+        std::thread::sleep(Duration::from_micros(some_number(most)));
+        let early = child.try_wait().unwrap().is_none();
+        disk.clone("run", "cut");
+        most = if early { most * 21 / 20 } else { most * 9 / 10 };
         assert!(child.wait().unwrap().success(), "{args:?}");
-        usual = usual.max(begin.elapsed().as_micros() as u64);
+        others.end();
         disk.umount();
-        if round == 0 {
-            continue;
-        }
         disk.mount("cut");
         let ran = disk.world.run(&["gc"]).ok();
         assert_eq!(ran.err, "", "cut {round}");
