@@ -107,8 +107,10 @@ fn p48_kill_9_in_the_middle_of_apply_and_undo() {
         assert!(!done || is_after != applied, "round {round}: it said that it was done");
         whole += usize::from(is_after != applied);
         applied = is_after;
-        let kept = crate::harness::names_in(&world.data.join("applied"));
-        assert_eq!(kept.len(), 1 + usize::from(applied), "round {round}: {kept:?}");
+        let kept = world.data.join("applied");
+        let kept = if kept.exists() { crate::harness::names_in(&kept) } else { Vec::new() };
+        let done = kept.iter().filter(|name| *name != ".lock").count();
+        assert_eq!(done, usize::from(applied), "round {round}: {kept:?}");
     }
     eprintln!("killed {killed} times; {whole} of all were done");
     assert!(killed > rounds / 8 && whole > rounds / 50, "killed {killed} times, done {whole} times");
@@ -136,13 +138,18 @@ impl Disk {
     }
 
     fn mount(&self, image: &str) {
-        sh(&format!("mount -o loop {} {}", self.shelf.join(image).display(), self.world.dir.join("disk").display()));
+        // While a mount namespace of somebody else's keeps the one before, XFS takes no second one of the same id.
+        sh(&format!(
+            "for i in $(seq 100); do mount -o loop {0} {1} 2>/dev/null && exit; sleep 0.1; done; mount -o loop {0} {1}",
+            self.shelf.join(image).display(),
+            self.world.dir.join("disk").display()
+        ));
     }
 
     fn umount(&self) {
-        // Somebody who looks at all mounts may keep it busy for a moment.
+        // Somebody who looks at all mounts may keep it busy for a moment, or keep a copy of it beyond that.
         sh(&format!(
-            "for i in $(seq 50); do umount {0} 2>/dev/null && exit; sleep 0.1; done; umount {0}",
+            "sync -f {0}; for i in $(seq 50); do umount {0} 2>/dev/null && exit; sleep 0.1; done; umount {0}",
             self.world.dir.join("disk").display()
         ));
     }
@@ -238,7 +245,6 @@ fn power_cuts(kind: &str) {
     let done = cuts(&disk, "base", &["apply", "ov"], number, &before, &after);
     let undone = number - cuts(&disk, "applied", &["apply", "--undo"], number, &before, &after);
     eprintln!("{kind}: {number} cuts of apply, {done} done; {number} of undo, {undone} done");
-    sh(&format!("umount {0}/shelf {0}/memory", world.dir.display()));
 }
 
 #[test]
