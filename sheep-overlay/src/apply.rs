@@ -3,6 +3,7 @@
 //! Either all of them are made or none, whatever fails and whenever the power goes (see [`crate::applied`]); what stands
 //! against them is found before anything is touched; and what was there before is kept, to be put back with `--undo`.
 
+mod ask;
 mod conflict;
 mod plan;
 mod stage;
@@ -117,11 +118,12 @@ pub fn work(
         return preview(&judged, args).map(|()| None);
     }
     let wanted = resolve(&judged, args)?;
-    let instead = Instead::new();
+    let (wanted, instead) =
+        if args.interactive { ask::choose(&wanted, &shown, &target)? } else { (wanted, Instead::new()) };
     let overruled: HashSet<&Path> =
         judged.iter().filter(|one| one.against.is_some()).map(|one| one.change.path.as_path()).collect();
     let mut plan = Plan::new(&wanted, &overruled, &target)?;
-    if args.paths.is_empty() && args.paths_from.is_none() {
+    if args.paths.is_empty() && args.paths_from.is_none() && !args.interactive {
         for (path, stat) in shown.directories()? {
             if !plan.directories.contains_key(&path) && !plan.is_made(&path) && judges.only_times(&path, &stat)? {
                 plan.directories.insert(path, false);

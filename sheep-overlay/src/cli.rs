@@ -257,6 +257,9 @@ pub struct Apply {
     /// Print what would be done, conflicts as 'C /path', and do nothing
     #[arg(long, conflicts_with_all = ["undo", "list"])]
     pub dry_run: bool,
+    /// Ask for each change; of a text, also hunk by hunk
+    #[arg(short, long, conflicts_with_all = ["undo", "list", "dry_run"])]
+    pub interactive: bool,
     /// In conflicts, take the overlay's side
     #[arg(long, conflicts_with = "theirs")]
     pub ours: bool,

@@ -34,6 +34,7 @@ use crate::trees::{self, Tree};
 use crate::walk::{Walk, join};
 
 pub(crate) use compare::read_full;
+pub(crate) use patch::Hunks;
 pub use patch::run as patch;
 pub use show::{document, escaped, human, line, run};
 

@@ -337,36 +337,87 @@ fn quoted(prefix: &[u8], name: &[u8]) -> Vec<u8> {
 
 /// The lines that differ, with some around them.
 fn hunks(old: &[u8], new: &[u8], patch: &mut Vec<u8>) {
-    let input = InternedInput::new(byte_lines(old), byte_lines(new));
-    let mut diff = Diff::compute(Algorithm::Histogram, &input);
-    diff.postprocess_lines(&input);
-    let (length, new_length) = (input.before.len() as u32, input.after.len() as u32);
-    let changes: Vec<(Range<u32>, Range<u32>)> = diff.hunks().map(|hunk| (hunk.before, hunk.after)).collect();
-    let mut rest = &changes[..];
-    while let [first, ..] = rest {
-        // Changes whose surroundings meet are one hunk.
-        let together = 1 + rest.windows(2).take_while(|pair| pair[1].0.start - pair[0].0.end <= 2 * CONTEXT).count();
-        let (group, after) = rest.split_at(together);
-        rest = after;
-        let last = &group[group.len() - 1];
-        let (start, new_start) = (first.0.start.saturating_sub(CONTEXT), first.1.start - first.0.start.min(CONTEXT));
-        let end = (last.0.end + CONTEXT).min(length);
-        let new_end = (last.1.end + (end - last.0.end)).min(new_length);
-        let range = |start: u32, end: u32| match end - start {
-            0 => format!("{start},0"),
-            1 => format!("{}", start + 1),
-            count => format!("{},{count}", start + 1),
-        };
-        patch.extend(format!("@@ -{} +{} @@\n", range(start, end), range(new_start, new_end)).into_bytes());
-        let mut at = start;
-        for (before, after) in group {
-            (at..before.start).for_each(|number| text(patch, b' ', input.interner[input.before[number as usize]]));
-            before.clone().for_each(|number| text(patch, b'-', input.interner[input.before[number as usize]]));
-            after.clone().for_each(|number| text(patch, b'+', input.interner[input.after[number as usize]]));
+    Hunks::of(old, new).0.iter().for_each(|hunk| patch.extend_from_slice(&hunk.text));
+}
+
+/// The hunks that make one text of another.
+pub(crate) struct Hunks(pub(crate) Vec<Hunk>);
+
+/// Lines that differ, near each other.
+pub(crate) struct Hunk {
+    /// As a patch has them, with some lines around.
+    pub(crate) text: Vec<u8>,
+    /// Which bytes of the old text give way to which of the new.
+    changes: Vec<(Range<usize>, Range<usize>)>,
+}
+
+impl Hunks {
+    /// Those of two texts.
+    pub(crate) fn of(old: &[u8], new: &[u8]) -> Self {
+        let input = InternedInput::new(byte_lines(old), byte_lines(new));
+        let mut diff = Diff::compute(Algorithm::Histogram, &input);
+        diff.postprocess_lines(&input);
+        let (length, new_length) = (input.before.len() as u32, input.after.len() as u32);
+        let changes: Vec<(Range<u32>, Range<u32>)> = diff.hunks().map(|hunk| (hunk.before, hunk.after)).collect();
+        let (starts, new_starts) = (starts_of_lines(old), starts_of_lines(new));
+        let bytes = |starts: &[usize], lines: &Range<u32>| starts[lines.start as usize]..starts[lines.end as usize];
+        let mut hunks = Vec::new();
+        let mut rest = &changes[..];
+        while let [first, ..] = rest {
+            // Changes whose surroundings meet are one hunk.
+            let together =
+                1 + rest.windows(2).take_while(|pair| pair[1].0.start - pair[0].0.end <= 2 * CONTEXT).count();
+            let (group, after) = rest.split_at(together);
+            rest = after;
+            let last = &group[group.len() - 1];
+            let (start, new_start) =
+                (first.0.start.saturating_sub(CONTEXT), first.1.start - first.0.start.min(CONTEXT));
+            let end = (last.0.end + CONTEXT).min(length);
+            let new_end = (last.1.end + (end - last.0.end)).min(new_length);
+            let range = |start: u32, end: u32| match end - start {
+                0 => format!("{start},0"),
+                1 => format!("{}", start + 1),
+                count => format!("{},{count}", start + 1),
+            };
+            let mut patch = format!("@@ -{} +{} @@\n", range(start, end), range(new_start, new_end)).into_bytes();
+            let mut at = start;
+            for (before, after) in group {
+                (at..before.start).for_each(|line| text(&mut patch, b' ', input.interner[input.before[line as usize]]));
+                before.clone().for_each(|line| text(&mut patch, b'-', input.interner[input.before[line as usize]]));
+                after.clone().for_each(|line| text(&mut patch, b'+', input.interner[input.after[line as usize]]));
+                at = before.end;
+            }
+            (at..end).for_each(|line| text(&mut patch, b' ', input.interner[input.before[line as usize]]));
+            let changes =
+                group.iter().map(|(before, after)| (bytes(&starts, before), bytes(&new_starts, after))).collect();
+            hunks.push(Hunk { text: patch, changes });
+        }
+        Hunks(hunks)
+    }
+
+    /// The old text with only some of the hunks made.
+    pub(crate) fn some(&self, old: &[u8], new: &[u8], chosen: &[bool]) -> Vec<u8> {
+        let mut text = Vec::with_capacity(old.len());
+        let mut at = 0;
+        let made = self.0.iter().zip(chosen).filter(|(_, chosen)| **chosen).flat_map(|(hunk, _)| &hunk.changes);
+        for (before, after) in made {
+            text.extend_from_slice(&old[at..before.start]);
+            text.extend_from_slice(&new[after.clone()]);
             at = before.end;
         }
-        (at..end).for_each(|number| text(patch, b' ', input.interner[input.before[number as usize]]));
+        text.extend_from_slice(&old[at..]);
+        text
     }
+}
+
+/// Where each line begins; the end of the text besides.
+fn starts_of_lines(text: &[u8]) -> Vec<usize> {
+    let mut at = 0;
+    let ends = text.split_inclusive(|byte| *byte == b'\n').map(|line| {
+        at += line.len();
+        at
+    });
+    std::iter::once(0).chain(ends).collect()
 }
 
 fn text(patch: &mut Vec<u8>, sign: u8, line: &[u8]) {
@@ -409,6 +460,19 @@ mod tests {
         for (old, new, want) in table {
             assert_eq!(patch_of(&old, &new), want);
         }
+    }
+
+    #[test]
+    fn some_hunks_alone() {
+        let lines = |range: Range<u32>| range.map(|n| format!("{n}\n")).collect::<String>();
+        let (old, new) = (lines(1..40), format!("0\n{}X\n{}", lines(1..20), lines(21..39)));
+        let hunks = Hunks::of(old.as_bytes(), new.as_bytes());
+        assert_eq!(hunks.0.len(), 3);
+        let some = |chosen: [bool; 3]| String::from_utf8(hunks.some(old.as_bytes(), new.as_bytes(), &chosen)).unwrap();
+        assert_eq!(some([false; 3]), old);
+        assert_eq!(some([true; 3]), new);
+        assert_eq!(some([false, true, false]), format!("{}X\n{}", lines(1..20), lines(21..40)));
+        assert_eq!(some([true, false, true]), format!("0\n{}", lines(1..39)));
     }
 
     #[test]

@@ -288,6 +288,39 @@ fn what_must_not_be_changed_is_refused() {
 }
 
 #[test]
+fn interactive_by_file_and_by_hunk() {
+    let world = World::root();
+    let low = world.lower("low", &["a", "b", "c"]);
+    sh(&format!("seq 40 > {}/text", low.display()));
+    let before = listing(&low);
+    let merged = world.mount("ov", &["low"]);
+    sh(&format!(
+        "cd {} && echo 1 > a && rm b && rm c && sed -i 's/^3$/three/; s/^20$/twenty/; s/^39$/39!/' text && mkdir n && echo x > n/x && echo y > z",
+        merged.display()
+    ));
+    let ran = world.run_with("y\n", &["apply", "ov", "-i"]);
+    ran.refuses(2, &["no answer, nothing was changed"]);
+    assert_eq!(listing(&low), before);
+    // a: yes, b: no, c: asks for help first, then yes, n: no (and with it n/x), text: the first and the last hunk, z: no.
+    let ran = world.run_with("y\nn\n?\ny\nn\nwhat\np\ns\ny\nn\ny\nq\n", &["apply", "ov", "-i"]).ok();
+    assert!(
+        ran.err.contains("M /a  apply it? [y,n,a,q,p,s,?]") && ran.err.contains("D /b  apply it? [y,n,a,q,?]"),
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains("q leave it") && ran.err.contains("-20\n+twenty"), "{}", ran.err);
+    assert_eq!(names_in(&low), ["a", "b", "text"]);
+    let text = fs::read_to_string(low.join("text")).unwrap();
+    assert!(text.contains("three") && text.contains("39!") && !text.contains("twenty"), "{text}");
+    // What is left is told, and goes on from there.
+    assert_eq!(world.run(&["diff", "ov"]).ok().out, "D /b\nA /n\nA /n/x\nM /text\nA /z\n");
+    world.run_with("a\n", &["apply", "ov", "--interactive"]).ok();
+    assert_eq!(listing(&low), listing(&merged));
+    world.run(&["apply", "ov", "--undo=2"]).ok();
+    assert_eq!(listing(&low), before);
+}
+
+#[test]
 fn p47_a_link_in_the_way_leads_nowhere() {
     let world = World::root();
     let low = world.lower("low", &["d/x", "e/x", "fine"]);

@@ -402,6 +402,7 @@ fn applied(dir: &Path, both: &Both, lowers: &[PathBuf], kernel: &Picture, copy: 
             paths_from: None,
             to: to.clone().filter(|_| undo.is_none()),
             dry_run: false,
+            interactive: false,
             ours: false,
             theirs: false,
             undo,
