@@ -28,6 +28,7 @@ pub mod idmap;
 pub mod inode;
 pub mod inspect;
 pub mod layer;
+pub mod listing;
 pub mod lowers;
 pub mod ls;
 pub mod mount;
