@@ -34,6 +34,8 @@ mod pitfalls;
 mod removal;
 #[path = "cli/rootless.rs"]
 mod rootless;
+#[path = "cli/snapshots.rs"]
+mod snapshots;
 #[path = "cli/visible.rs"]
 mod visible;
 #[path = "cli/whole.rs"]
