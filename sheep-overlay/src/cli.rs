@@ -40,6 +40,14 @@ pub enum Verb {
     Export(Export),
     /// Make the changes to the lower too, or to another directory; all of them or none
     Apply(Apply),
+    /// Put what changed aside as a layer, at once however much it is, and go on in an empty one
+    Snapshot(Snapshot),
+    /// List the snapshots of an overlay
+    Log(Log),
+    /// Go back to a snapshot: what changed since is thrown away
+    Reset(Reset),
+    /// Make one snapshot of the head and all that it lies on
+    Squash(Squash),
     /// Run a command in an overlay: the overlay is seen in the place of its lower
     Exec(Exec),
     /// Start a shell in an overlay, as 'exec' does
@@ -61,6 +69,9 @@ pub struct Mount {
     /// Read the document from FILE ('-' is stdin)
     #[arg(long, value_name = "FILE", conflicts_with = "lowers")]
     pub from: Option<OsString>,
+    /// Go on from snapshot N of the overlay ID, in a new overlay [default for N: its head]
+    #[arg(long, value_name = "ID@N", conflicts_with_all = ["lowers", "from"])]
+    pub branch: Option<OsString>,
     /// Name the overlay; one that was kept is taken up again, with its changes [default: random]
     #[arg(long, value_name = "ID")]
     pub id: Option<String>,
@@ -158,7 +169,8 @@ pub struct Inspect {
 /// `diff`
 #[derive(Debug, Args)]
 pub struct Diff {
-    /// The overlay: its id, a unique prefix of it, or a path in the merged directory; '-' reads a document from stdin
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory; '-' reads a document from stdin. ID@N is what
+    /// it was at a snapshot, ID@N..ID@M (or ID@N..M) what changed between two, ID@N.. what changed since
     #[arg(value_name = "ID|PATH", required_unless_present = "from")]
     pub overlay: Option<OsString>,
     /// Read the document from FILE ('-' is stdin)
@@ -179,6 +191,58 @@ pub struct Diff {
     /// Print a unified diff of text files, as 'git apply' takes it
     #[arg(long, group = "form")]
     pub patch: bool,
+}
+
+/// `snapshot`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A mounted overlay goes on without a moment in which it is not there, where the kernel can (Linux 6.5), else it is \
+unmounted and mounted again; of one that is kept, the next mount has it. The document's snapshot.live says which: beneath, remounted, \
+nextMount. Nobody may use the overlay meanwhile."
+)]
+pub struct Snapshot {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
+    #[arg(value_name = "ID")]
+    pub overlay: OsString,
+    /// Say what it is
+    #[arg(short = 'm', long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// Print one field (number, live, overlay.id, ...) instead of the document
+    #[arg(long, value_name = "FIELD")]
+    pub print: Option<String>,
+}
+
+/// `log`
+#[derive(Debug, Args)]
+pub struct Log {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
+    #[arg(value_name = "ID")]
+    pub overlay: OsString,
+    /// Print a document a line instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `reset`
+#[derive(Debug, Args)]
+pub struct Reset {
+    /// The overlay, and the number of the snapshot to go back to; 0 is what the overlay began with [default: the head]
+    #[arg(value_name = "ID[@N]")]
+    pub overlay: OsString,
+    /// Print one field (merged, head, upper, ...) instead of the document
+    #[arg(long, value_name = "FIELD")]
+    pub print: Option<String>,
+}
+
+/// `squash`
+#[derive(Debug, Args)]
+pub struct Squash {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
+    #[arg(value_name = "ID")]
+    pub overlay: OsString,
+    /// Print one field (merged, head, upper, ...) instead of the document
+    #[arg(long, value_name = "FIELD")]
+    pub print: Option<String>,
 }
 
 /// `why`

@@ -18,7 +18,7 @@ use crate::doc::Overlay;
 use crate::shown::{Shown, above, bare, is_below, split};
 use crate::state::DataRoot;
 use crate::walk::join;
-use crate::{access, cli, exit, find, record};
+use crate::{access, cli, exit, find, rotate};
 use archive::Archive;
 
 /// What stands at a path of the layer.
@@ -36,7 +36,7 @@ type Layer = BTreeMap<Vec<u8>, Item>;
 /// Prints the changes of an overlay in the form that is asked for.
 pub fn run(root: &DataRoot, args: &cli::Export) -> Result<()> {
     let id = find::by_name(root, &args.overlay)?;
-    let overlay = record::read(&record::dir(root, &id))?.ok_or_else(|| find::no_such(&id))?;
+    let overlay = rotate::read(root, &id)?;
     let latest = source_date_epoch()?;
     let export = |overlay: &Overlay| match args.form {
         cli::ExportForm::Oci => as_oci(overlay, latest),

@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::doc::{self, Overlay};
 use crate::record::{self, State};
 use crate::state::DataRoot;
-use crate::{PROGRAM, applied, apply, cli, exit, mountpoint, tmpfs, umount};
+use crate::{PROGRAM, applied, apply, cli, exit, mountpoint, rotate, squash, tmpfs, umount};
 
 /// What there is to be done about an overlay.
 #[derive(Debug, PartialEq, Eq)]
@@ -93,7 +93,13 @@ fn seconds(text: &str) -> Option<i64> {
 
 fn one(root: &DataRoot, id: &str, args: &cli::Gc) -> Result<()> {
     let dir = record::dir(root, id);
-    let Some(overlay) = record::read(&dir)? else { return Ok(()) };
+    let Some(mut overlay) = record::read(&dir)? else { return Ok(()) };
+    if !args.dry_run {
+        if overlay.pending.is_some() {
+            overlay = rotate::read(root, id)?;
+        }
+        squash::sweep(root, id)?;
+    }
     match judge(&overlay, args.stale)? {
         Verdict::Fine => Ok(()),
         Verdict::Stay(why) => {

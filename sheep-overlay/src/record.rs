@@ -115,11 +115,12 @@ pub fn place(overlay: &mut Overlay, dir: &Path) {
     let base = if in_memory { dir.join("tmpfs") } else { dir.to_path_buf() };
     overlay.upper = DocPath(base.join("upper"));
     overlay.work = DocPath(base.join("work"));
+    let covers = overlay.branch.as_ref().map_or_else(|| dir.to_path_buf(), |branch| dir.with_file_name(&branch.origin));
     if let Some(cover) = &mut overlay.cover {
-        *cover = DocPath(dir.join("cover"));
+        *cover = DocPath(covers.join("cover"));
     }
     for (number, mount) in overlay.mounts.iter_mut().enumerate() {
-        parts::place_mount(mount, in_memory, dir, number);
+        parts::place_mount(mount, in_memory, dir, &covers, number);
     }
 }
 
@@ -151,9 +152,12 @@ pub fn write_first(dir: &Path, overlay: &Overlay) -> Result<()> {
     write().with_context(|| format!("write {}", file.display()))
 }
 
-/// Replaces the record. Not synced: it differs from the old one only in what the kernel is asked about anyway.
+/// Replaces the record. It is synced only where it has snapshots, of which nobody else knows how they belong together;
+/// else it differs from the old one only in what the kernel is asked about anyway. What is in memory is lost with it.
 pub fn write(dir: &Path, overlay: &Overlay) -> Result<()> {
-    state::write_json(&dir.join("overlay.json"), overlay, Durability::Rebuildable)
+    let has_history = !overlay.snapshots.is_empty() || overlay.branch.is_some() || overlay.pending.is_some();
+    let durability = if has_history && overlay.tmpfs.is_none() { Durability::Synced } else { Durability::Rebuildable };
+    state::write_json(&dir.join("overlay.json"), overlay, durability)
 }
 
 /// Replaces the record, and makes it durable: of an overlay that is kept.

@@ -38,6 +38,8 @@ mod power;
 mod removal;
 #[path = "cli/rootless.rs"]
 mod rootless;
+#[path = "cli/snapshots.rs"]
+mod snapshots;
 #[path = "cli/visible.rs"]
 mod visible;
 #[path = "cli/whole.rs"]
