@@ -4,7 +4,7 @@
 //! share has it, or where a directory merges with other shared layers in the one than in the other (an opaque directory, a
 //! whiteout). Which layers merge into a directory each stack says itself. So the time goes with the changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::compare::{Compare, Entry};
 use super::tree::{Found, found};
-use super::{Depth, Kind, rename};
+use super::{Aspect, Depth, Kind, rename};
 use crate::doc::Overlay;
 use crate::inode::Inode;
 use crate::layer::Marks;
@@ -40,6 +40,8 @@ struct Between<'a> {
     listing: Vec<MaybeUninit<u8>>,
     visits: Vec<Visit>,
     found: Vec<Found>,
+    /// How many names are seen of each file that has several: a layer above may hide some of them.
+    names: HashMap<(u64, u64), u64>,
 }
 
 /// The changes of a tree from `old` to `new`, which are layers on `lowers` (bottom first), in no order, with the old stack.
@@ -62,8 +64,10 @@ pub(super) fn changes(
         listing: vec![MaybeUninit::uninit(); 32 << 10],
         visits: Vec::new(),
         found: Vec::new(),
+        names: HashMap::new(),
     };
     between.run()?;
+    between.forget_hidden_links();
     let Between { mut compare, mut found, .. } = between;
     let places = rename::Places { old: &before, new: rename::New::View(&after), name: "" };
     rename::pair_up(places, &mut compare, rename::Identity::Origin(marks), &mut found)?;
@@ -84,6 +88,16 @@ impl Between<'_> {
             self.directory(&visit.path, &old, &new)?;
         }
         Ok(())
+    }
+
+    /// Takes back what seems to have more hard links than before, and has them where they are hidden.
+    fn forget_hidden_links(&mut self) {
+        let names = &self.names;
+        self.found.retain(|found| {
+            let (Some(old), Some(new)) = (&found.old, &found.new) else { return true };
+            let seen = names.get(&(new.st_dev, new.st_ino)).copied().unwrap_or(1);
+            found.what != [Aspect::Links] || seen > old.st_nlink
+        });
     }
 
     /// Those of a directory's layers that both stacks have, counted from the bottom.
@@ -179,6 +193,9 @@ impl Between<'_> {
         (new, (layer, stat)): (&Dir, There),
     ) -> Result<()> {
         let kind = FileType::from_raw_mode(stat.st_mode);
+        if stat.st_nlink > 1 && kind != FileType::Directory {
+            *self.names.entry((stat.st_dev, stat.st_ino)).or_default() += 1;
+        }
         let mut found = found(path, Kind::Added, kind);
         found.layer = new.lower_of(layer);
         found.new = Some(Box::new(stat));

@@ -540,3 +540,33 @@ fn an_ordinary_user_applies_his_changes() {
     world.run(&["apply", "copy", "/a"]).ok();
     assert_eq!(fs::read_to_string(low.join("a")).unwrap(), "2");
 }
+
+#[test]
+fn what_snapshots_put_aside_is_applied_with_the_rest() {
+    let world = World::root();
+    let low = world.lower("low", &["a", "b", "c", "d/x", "d/y"]);
+    let before = listing(&low);
+    let merged = world.mount("ov", &["low"]);
+    sh(&format!(
+        "cd {} && echo 1 > a && rm b && mkdir n && echo 1 > n/f && ln n/f n/g && rm -r d && mkdir d && echo 1 > d/z",
+        merged.display()
+    ));
+    world.run(&["snapshot", "ov"]).ok();
+    sh(&format!(
+        "cd {} && echo 2 > b && rm n/f && rm -r d && chmod 700 n && echo 2 > c && touch -d 2001-01-01 .",
+        merged.display()
+    ));
+    world.run(&["snapshot", "ov"]).ok();
+    sh(&format!("cd {} && echo 3 > n/h", merged.display()));
+    let want = listing(&merged);
+    world.run(&["apply", "ov"]).ok();
+    assert_eq!(listing(&low), want);
+    assert_eq!(world.run(&["diff", "ov"]).ok().out, "");
+    world.run(&["apply", "ov", "--undo"]).ok();
+    assert_eq!(listing(&low), before);
+    // A branch is applied to the same lower.
+    world.run(&["mount", "--branch", "ov@1", "--id", "branch"]).ok();
+    let want = listing(&world.merged("branch"));
+    world.run(&["apply", "branch"]).ok();
+    assert_eq!(listing(&low), want);
+}
