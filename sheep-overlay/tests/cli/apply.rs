@@ -512,7 +512,7 @@ fn ctrl_c_leaves_all_as_it_was() {
 }
 
 #[test]
-fn an_ordinary_user_applies_his_changes() {
+fn p46_an_ordinary_user_applies_his_changes_in_closed_directories() {
     let world = World::user();
     let low = world.lower("low", &["a", "closed/x", "closed/y", "d/z"]);
     sh(&format!("cd {0} && chmod 555 closed && chown -R sheeptest: .", low.display()));
@@ -569,4 +569,48 @@ fn what_snapshots_put_aside_is_applied_with_the_rest() {
     let want = listing(&world.merged("branch"));
     world.run(&["apply", "branch"]).ok();
     assert_eq!(listing(&low), want);
+}
+
+#[test]
+fn p39_whiteouts_by_xattr_hide_in_what_is_compared_too() {
+    let world = World::root();
+    world.lower("low", &["d/hidden", "d/kept", "d/other"]);
+    let top = world.lower("top", &["d/new"]);
+    // As mkfs.erofs and others write them where there are no devices: an empty file with a mark, in a directory with another.
+    sh(&format!(
+        "cd {} && touch d/hidden && setfattr -n trusted.overlay.whiteout -v y d/hidden && setfattr -n trusted.overlay.opaque -v x d && \
+         setfattr -n user.overlay.whiteout -v y d/hidden && setfattr -n user.overlay.opaque -v x d",
+        top.display()
+    ));
+    let merged = world.mount("ov", &["low", "top"]);
+    assert_eq!(names_in(&merged.join("d")), ["kept", "new", "other"]);
+    assert_eq!(world.run(&["diff", "ov"]).ok().out, "");
+    let to = world.dir.join("to");
+    sh(&format!("cp -a {0} {1} && echo x > {1}/d/hidden", merged.display(), to.display()));
+    sh(&format!("cd {} && echo more > d/hidden && rm d/kept && echo more > d/new", merged.display()));
+    assert_eq!(world.run(&["diff", "ov"]).ok().out, "A /d/hidden\nD /d/kept\nM /d/new\n");
+    // To the view, the hidden file is none: one at its place is somebody else's.
+    let ran = world.run(&["apply", "ov", "--to", "to"]);
+    ran.refuses(1, &["1 conflict"]);
+    assert_eq!(documents(&ran.out)[0]["conflict"]["theirs"], "added");
+    world.run(&["apply", "ov", "--to", "to", "--ours"]).ok();
+    assert_eq!(names_in(&to.join("d")), ["hidden", "new", "other"]);
+    assert_eq!(fs::read_to_string(to.join("d/hidden")).unwrap(), "more\n");
+}
+
+#[test]
+fn p50_a_stale_map_does_not_hide_the_change() {
+    let world = World::root();
+    let low = world.lower("low", &["a"]);
+    let merged = world.mount("ov", &["low"]);
+    // Who mapped the file before it was copied up goes on to see the lower's; what is compared and applied is the upper's.
+    let script = "import mmap, os, sys\n\
+        f = open(sys.argv[1], 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)\n\
+        open(sys.argv[1], 'r+b').write(b'new')\n\
+        print(m[:].decode(), open(sys.argv[1]).read())\n";
+    let out = sh(&format!("python3 -c \"{script}\" {}", merged.join("a").display()));
+    assert_eq!(out, "low new\n");
+    assert_eq!(world.run(&["diff", "ov"]).ok().out, "M /a\n");
+    world.run(&["apply", "ov"]).ok();
+    assert_eq!(fs::read_to_string(low.join("a")).unwrap(), "new");
 }
