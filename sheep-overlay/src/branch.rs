@@ -62,6 +62,7 @@ pub fn check(request: &Request) -> Result<()> {
         ("--hide", !request.hide.is_empty()),
         ("--idmap", request.idmap.is_some()),
         ("--no-recursive", !request.recursive),
+        ("--freeze", request.freeze.is_some()),
     ];
     match others.iter().find(|(_, given)| *given) {
         Some((option, _)) => Err(exit::usage(format!("{option}: a branch is made as the overlay that it begins with"))),
@@ -83,6 +84,14 @@ pub fn begin(overlay: &mut Overlay, base: &Base) {
     overlay.split = from.split;
     overlay.hide = from.hide.clone();
     overlay.idmap = from.idmap.clone();
+    (overlay.freeze, overlay.held) = (from.freeze, from.held.clone());
+    overlay.since = Some(from.since.as_ref().unwrap_or(&from.created).clone());
+}
+
+/// The directory that has the listing of an overlay's lowers, and the copies of them: its own, or that of the overlay which a line
+/// of branches began with. `dir` is its own.
+pub fn origin(overlay: &Overlay, dir: &Path) -> PathBuf {
+    overlay.branch.as_ref().map_or_else(|| dir.to_path_buf(), |branch| dir.with_file_name(&branch.origin))
 }
 
 /// Makes the directories of a branch's parts, and its copies of files that are mounted on files.

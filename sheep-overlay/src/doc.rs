@@ -180,6 +180,9 @@ pub struct Overlay {
     /// What the overlay lies on in the place of `lower`: a copy of it that nobody changes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<DocPath>,
+    /// From when on changes of the lower are those of others, where that is not `created`: of a branch, as of what it began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
     /// It was unmounted lazily, and may be in use still: nothing is deleted until it is not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lazy: bool,
@@ -231,6 +234,7 @@ impl Overlay {
             idmap: None,
             freeze: None,
             held: Vec::new(),
+            since: None,
             lazy: false,
             snapshots: Vec::new(),
             head: 0,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
+use crate::applied::known::Known;
 use crate::backend::kernel;
 use crate::branch::{self, Base};
 use crate::cli::{self, BackendChoice, FreezeWay};
@@ -346,7 +347,13 @@ fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Ove
         // A mount outside of the overlay's directory must be known before it is there.
         record::write_first(building.dir(), &overlay)?;
     }
-    let base = freeze::freeze(root, &mut overlay, building.dir(), lowers, request)?;
+    let base = match &request.branch {
+        Some(base) => {
+            Known::read(&record::dir(root, &base.overlay.id)).write(building.dir())?;
+            if overlay.held.is_empty() { lowers } else { take_up::base_of(root, &dir, &overlay)? }
+        }
+        None => freeze::freeze(root, &mut overlay, building.dir(), lowers, request)?,
+    };
     choose::fill(root, &mut overlay, &base, request)?;
     if matches!(overlay.backend, Backend::Kernel | Backend::Fuse) {
         stacked::note_use(root, &overlay.id, &base)?;

@@ -16,7 +16,7 @@ use crate::find::{self, Target};
 use crate::listing::{self, Listing};
 use crate::state::DataRoot;
 use crate::walk::join;
-use crate::{access, cli, record, shown};
+use crate::{access, branch, cli, record, shown};
 
 /// What became of a path of a lower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,9 +87,9 @@ fn one(root: &DataRoot, target: Target, json: bool) -> Result<()> {
 
 /// The paths at which the lowers are not what they were, from the merged directory on.
 fn changes(root: &DataRoot, overlay: &Overlay, dir: &Path) -> Result<BTreeMap<Vec<u8>, Drift>> {
-    let listing = Listing::read(dir)?;
+    let listing = Listing::read(&branch::origin(overlay, dir))?;
     let known = Known::read(dir);
-    let since = moment(&overlay.created)?;
+    let since = moment(overlay.since.as_ref().unwrap_or(&overlay.created))?;
     let mut found = BTreeMap::new();
     for (prefix, lower) in lowers(overlay) {
         if lower.starts_with(root.layers()) {

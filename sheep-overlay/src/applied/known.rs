@@ -45,6 +45,9 @@ impl Known {
 
     /// Writes it there.
     pub fn write(&self, dir: &Path) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
         let inodes: Vec<&Inode> = self.0.values().collect();
         state::write_json(&dir.join(FILE), &inodes, Durability::Rebuildable)
     }

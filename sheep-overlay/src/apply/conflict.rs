@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::target::{Target, There, is_mounted_on};
 use crate::applied::known::Known;
+use crate::branch;
 use crate::carry::open_file;
 use crate::diff::{Change, Kind};
 use crate::doc::Overlay;
@@ -87,8 +88,9 @@ impl<'a> Judge<'a> {
                 before.push((tree, stack));
             }
         }
-        let listing = if target.own { Listing::read(dir)? } else { None };
-        Ok(Judge { target, shown, before, since: moment(&overlay.created)?, known, listing })
+        let listing = if target.own { Listing::read(&branch::origin(overlay, dir))? } else { None };
+        let since = moment(overlay.since.as_ref().unwrap_or(&overlay.created))?;
+        Ok(Judge { target, shown, before, since, known, listing })
     }
 
     /// What stands against a change; `None` where nothing does.

@@ -564,11 +564,18 @@ fn what_snapshots_put_aside_is_applied_with_the_rest() {
     assert_eq!(world.run(&["diff", "ov"]).ok().out, "");
     world.run(&["apply", "ov", "--undo"]).ok();
     assert_eq!(listing(&low), before);
-    // A branch is applied to the same lower.
+    // A branch is applied to the same lower, and knows what was changed since the overlay was made that it began with.
+    tick();
+    fs::write(low.join("a"), "theirs").unwrap();
+    tick();
     world.run(&["mount", "--branch", "ov@1", "--id", "branch"]).ok();
+    world.run(&["apply", "branch"]).refuses(1, &["1 conflict"]);
+    assert_eq!(world.run(&["status", "branch"]).out, "M /a\n");
+    world.run(&["apply", "branch", "/a", "--ours"]).ok();
     let want = listing(&world.merged("branch"));
     world.run(&["apply", "branch"]).ok();
     assert_eq!(listing(&low), want);
+    assert_eq!(world.run(&["status", "branch"]).ok().out, "");
 }
 
 #[test]

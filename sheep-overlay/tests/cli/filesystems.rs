@@ -115,7 +115,13 @@ fn freezes(world: &World, root: &str, lower: &str, way: &str, how: &str) {
     // What was applied is no change of others.
     let left = if how == "listing" { "A /c\n" } else { "A /c\nM /d\n" };
     assert_eq!(run(&["status", "ov"]).out, left);
+    // A branch lies on the same, and so does what was put aside.
     run(&["umount", "--keep", "ov"]).ok();
+    run(&["snapshot", "ov"]).ok();
+    run(&["mount", "--branch", "ov@1", "--id", "branch"]).ok();
+    assert_eq!(run(&["diff", "branch"]).ok().out, run(&["diff", "ov"]).ok().out);
+    assert_eq!(run(&["status", "branch"]).out, left);
+    run(&["umount", "branch"]).ok();
     run(&["mount", "--id", "ov", lower]).ok();
     assert_eq!(inside(&format!("cat {}/d/b || cat {root}/overlay/ov/merged/d/b", place.display())), "ours\n");
     run(&["umount", "ov"]).ok();
