@@ -24,11 +24,11 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{CWD, Mode, OFlags, openat, renameat, syncfs};
+use rustix::fs::{CWD, Mode, OFlags, fstat, mkdirat, openat, renameat, syncfs};
 use serde::{Deserialize, Serialize};
 
 use crate::child::{After, Place as Namespace};
@@ -75,6 +75,8 @@ pub struct Journal {
 pub struct Place {
     /// Its path.
     pub target: DocPath,
+    /// Its inode number, by which it is known again.
+    pub ino: u64,
     /// Where it is in the merged view, without a leading slash.
     pub prefix: DocPath,
     /// Where its slots are, if not in the transaction's own directory.
@@ -289,7 +291,8 @@ impl Transaction {
     /// directory as far up as there may be one. `near` is a directory, from the target on, that has all changes. Gives
     /// what the journal says of it.
     pub fn place(&self, target: &Path, prefix: &Path, near: &Path) -> Result<Place> {
-        let mut place = Place { target: target.into(), prefix: prefix.into(), slots: None };
+        let ino = fs::metadata(target).with_context(|| target.display().to_string())?.ino();
+        let mut place = Place { target: target.into(), ino, prefix: prefix.into(), slots: None };
         let wanted = mount_of(target)?;
         if mount_of(&self.dir)? == wanted {
             return Ok(place);
@@ -302,14 +305,9 @@ impl Transaction {
             if !mount_of(dir).is_ok_and(|mount| mount == wanted) {
                 continue;
             }
-            let own = dir.join(ABROAD);
-            let slots = own.join(&self.id);
-            match steps::keeping_times(dir, || state::make_private_dir(&slots)) {
+            let slots = dir.join(ABROAD).join(&self.id);
+            match steps::keeping_times(dir, || make_abroad(dir, &self.id)) {
                 Ok(()) => {
-                    let made = fs::symlink_metadata(&own).with_context(|| own.display().to_string())?;
-                    if !made.is_dir() {
-                        bail!("{}: it is no directory; move it away", own.display());
-                    }
                     place.slots = Some(slots.into());
                     return Ok(place);
                 }
@@ -324,10 +322,51 @@ impl Transaction {
         }
     }
 
-    /// The directory of a place's slots.
-    pub fn slots(&self, place: &Place) -> PathBuf {
-        slots(&self.dir, place)
+    /// The directory of a place's slots, opened.
+    pub fn slots(&self, place: &Place) -> Result<OwnedFd> {
+        open_slots(&self.dir, place)
     }
+}
+
+/// Makes a directory for slots in `dir/.sheep-applied`. What stands there already must be ours alone: nobody else may
+/// put anything in it.
+fn make_abroad(dir: &Path, id: &str) -> io::Result<()> {
+    let own = dir.join(ABROAD);
+    match fs::DirBuilder::new().mode(0o700).create(&own) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    let opened = openat(CWD, &own, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+        .map_err(|e| io::Error::other(format!("{}: {e}", own.display())))?;
+    if !is_ours_alone(&opened)? {
+        return Err(io::Error::other(format!("{} belongs to somebody else; move it away", own.display())));
+    }
+    Ok(mkdirat(&opened, id, Mode::RWXU)?)
+}
+
+fn is_ours_alone(dir: &OwnedFd) -> io::Result<bool> {
+    let stat = fstat(dir)?;
+    Ok(stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o022 == 0)
+}
+
+/// Opens the slots of a place. Where others could have put another directory in their place it must be ours alone.
+pub fn open_slots(dir: &Path, place: &Place) -> Result<OwnedFd> {
+    let path = slots(dir, place);
+    let opened = openat(CWD, &path, DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
+    let opened = opened.with_context(|| path.display().to_string())?;
+    if place.slots.is_some() && !is_ours_alone(&opened)? {
+        bail!("{}: somebody else has replaced it", path.display());
+    }
+    Ok(opened)
+}
+
+/// Opens the target of a place, which must be the directory that it was.
+pub fn open_target(place: &Place) -> Result<OwnedFd> {
+    let opened = open_dir(&place.target)?;
+    if fstat(&opened)?.st_ino != place.ino {
+        bail!("{}: it is another directory than before (is something not mounted?)", place.target.display());
+    }
+    Ok(opened)
 }
 
 fn slots(dir: &Path, place: &Place) -> PathBuf {
@@ -431,8 +470,9 @@ fn names(dir: &Path) -> Result<Vec<OsString>> {
     }
 }
 
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
 /// Opens a directory for reading.
 pub fn open_dir(dir: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat(CWD, dir, flags, Mode::empty()).with_context(|| dir.display().to_string())
+    openat(CWD, dir, DIRECTORY, Mode::empty()).with_context(|| dir.display().to_string())
 }

@@ -19,7 +19,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{Journal, open_dir, slots};
+use super::{Journal, open_dir, open_slots, open_target};
 use crate::diff::escaped;
 use crate::doc::DocPath;
 use crate::inode::{Inode, xattr_names};
@@ -184,9 +184,8 @@ struct Open {
 impl Work {
     /// Opens targets and slots. `dir` is the transaction's.
     pub fn open(dir: &Path, journal: &Journal) -> Result<Self> {
-        let open = |place: &super::Place| {
-            Ok(Open { target: open_dir(&place.target)?, slots: open_dir(&slots(dir, place))?, near: None })
-        };
+        let open =
+            |place: &super::Place| Ok(Open { target: open_target(place)?, slots: open_slots(dir, place)?, near: None });
         Ok(Work { places: journal.places.iter().map(open).collect::<Result<_>>()? })
     }
 

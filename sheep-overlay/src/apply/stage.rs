@@ -57,7 +57,7 @@ pub fn make(
         let number = numbers[place].context("a change in no place")?;
         Ok((number, path_of(inside).into()))
     };
-    let slots = journal.places.iter().map(|place| open_dir(&transaction.slots(place))).collect::<Result<Vec<_>>>()?;
+    let slots = journal.places.iter().map(|place| transaction.slots(place)).collect::<Result<Vec<_>>>()?;
     let mut carriers: Vec<Carrier<'_>> = slots.iter().map(|slots| Carrier::new(slots.as_fd())).collect();
     for (number, planned) in plan.steps.iter().enumerate() {
         if crate::sys::interrupted() {

@@ -431,6 +431,43 @@ fn a_target_on_another_file_system_and_one_that_is_full() {
 }
 
 #[test]
+fn nobody_else_can_put_things_in_the_place_of_what_is_applied() {
+    let world = World::root();
+    let low = world.dir.join("low");
+    // A file system whose top belongs to somebody else, who has prepared something.
+    for script in [
+        "mkdir .sheep-applied && chown sheeptest: .sheep-applied",
+        "ln -s /tmp .sheep-applied",
+        "mkdir -m 777 .sheep-applied",
+    ] {
+        sh(&format!("mkdir -p {0} && mount -t tmpfs none {0} && cd {0} && echo a > a && {script}", low.display()));
+        let merged = world.mount("ov", &["low"]);
+        fs::write(merged.join("a"), "1").unwrap();
+        world.run(&["apply", "ov"]).refuses(1, &[".sheep-applied"]);
+        assert_eq!(fs::read_to_string(low.join("a")).unwrap(), "a\n", "{script}");
+        kept(&world, 0);
+        world.run(&["umount", "ov"]).ok();
+        sh(&format!("umount {}", low.display()));
+    }
+}
+
+#[test]
+fn undo_knows_the_directory_again() {
+    let world = World::root();
+    let low = world.lower("low", &["a"]);
+    let merged = world.mount("ov", &["low"]);
+    fs::write(merged.join("a"), "1").unwrap();
+    world.run(&["apply", "ov"]).ok();
+    world.run(&["umount", "ov"]).ok();
+    sh(&format!("cd {} && mv low elsewhere && mkdir low", world.dir.display()));
+    world.run(&["apply", "--undo"]).refuses(1, &["low: it is another directory than before"]);
+    kept(&world, 1);
+    sh(&format!("cd {} && rmdir low && mv elsewhere low", world.dir.display()));
+    world.run(&["apply", "--undo"]).ok();
+    assert_eq!(fs::read_to_string(low.join("a")).unwrap(), "low");
+}
+
+#[test]
 fn gc_keeps_the_newest_of_what_is_too_much() {
     let world = World::root();
     world.lower("low", &["a", "b"]);
