@@ -9,7 +9,7 @@
 //! of a big file), so that Ctrl-C can be followed by removing what was copied.
 
 mod attributes;
-mod data;
+pub(crate) mod data;
 mod links;
 pub mod note;
 mod queue;

@@ -14,7 +14,7 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
 use sheep_overlay::layer::{self, Marks};
 
 use crate::trees::{Picture, Scratch, assert_same, picture};
-use crate::{Both, plain_lines as lines};
+use crate::{Both, exported, plain_lines as lines};
 
 /// xorshift64*: the same sequence for the same seed, everywhere.
 struct Random(u64);
@@ -367,7 +367,17 @@ fn sequence(scratch: &mut Scratch, seed: u64) -> usize {
     let want = expected(&before, &after);
     assert_eq!(lines(&both.copy), want, "copy, {context}");
     assert_eq!(lines(&both.kernel), want, "kernel, {context}");
+    let seen = picture(kernel);
+    // Half of them: to export in every form, and to look at it, takes as long as all the rest.
+    let exported = (seed % 4 >= 2).then(|| {
+        exported::all(scratch, &both.copy, &after, &format!("copy, {context}"));
+        exported::all(scratch, &both.kernel, &seen, &format!("kernel, {context}"))
+    });
     scratch.unmount();
+    if let Some(exported) = exported {
+        let again = exported::all(scratch, &both.kernel, &seen, &format!("not mounted, {context}"));
+        assert!(exported == again, "{context}");
+    }
     assert_eq!(lines(&both.kernel), want, "kernel, not mounted, {context}");
     want.len()
 }

@@ -9,7 +9,7 @@ use rustix::io::{Errno, pread, pwrite};
 use super::interruptible;
 
 /// How much is read at a time: it stays in the processor's cache between the read and the write.
-pub(super) const PIECE: usize = 256 << 10;
+pub(crate) const PIECE: usize = 256 << 10;
 
 /// How content gets from one file system to the other, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,14 +23,14 @@ enum Way {
 }
 
 /// The best way from each device to the destination's: found out once, by trying.
-pub(super) struct Ways {
+pub(crate) struct Ways {
     known: Vec<(u64, Way)>,
     /// Content that cannot be shared is an error.
     only_shared: bool,
 }
 
 impl Ways {
-    pub(super) fn new(only_shared: bool) -> Self {
+    pub(crate) fn new(only_shared: bool) -> Self {
         Ways { known: Vec::new(), only_shared }
     }
 
@@ -51,7 +51,7 @@ fn is_for_good(error: Errno) -> bool {
 }
 
 /// A file on its way: descriptors, the source's attributes, and what to call either end in a message.
-pub(super) struct Content<'a, S: Fn() -> String, D: Fn() -> String> {
+pub(crate) struct Content<'a, S: Fn() -> String, D: Fn() -> String> {
     pub from: &'a OwnedFd,
     pub to: &'a OwnedFd,
     pub stat: &'a Stat,
@@ -61,7 +61,7 @@ pub(super) struct Content<'a, S: Fn() -> String, D: Fn() -> String> {
 
 impl<S: Fn() -> String, D: Fn() -> String> Content<'_, S, D> {
     /// Copies all of it; true where it is shared. The destination is empty before.
-    pub(super) fn copy(&self, ways: &mut Ways, buffer: &mut [u8]) -> Result<bool> {
+    pub(crate) fn copy(&self, ways: &mut Ways, buffer: &mut [u8]) -> Result<bool> {
         let size = self.stat.st_size as u64;
         if size == 0 {
             return Ok(false);
