@@ -56,7 +56,10 @@ impl Check {
     pub fn entry(&mut self, found: &Found<'_>) -> Result<()> {
         let shown = || format!("/{}", escaped(found.path));
         if self.nobody.0 == Some(found.stat.st_uid) || self.nobody.1 == Some(found.stat.st_gid) {
-            bail!("{}: its owner is not mapped in your user namespace, so that nobody else would know it", shown());
+            bail!(
+                "{}: its owner is not known here, for your user namespace does not map him; root can export it, with --root DATA-DIRECTORY",
+                shown()
+            );
         }
         Inode::Named(found.dir, found.name).list_xattrs(&mut self.names).with_context(shown)?;
         for name in xattr_names(&self.names).map(|name| name.to_bytes()) {

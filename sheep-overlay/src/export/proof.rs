@@ -379,3 +379,150 @@ fn difference(old: &Seen<'_>, new: &Seen<'_>, is_copy: bool) -> Result<Option<&'
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::PathBuf;
+
+    use rustix::fs::CWD;
+
+    use super::*;
+
+    /// An overlay that was never mounted: its upper is made here. Gone with the value.
+    struct Made(PathBuf, Overlay);
+
+    impl Made {
+        fn new() -> Self {
+            let dir = std::env::temp_dir().join(format!("sheep-proof-{}", crate::state::new_id().unwrap()));
+            for sub in ["low/d/sub", "low/e", "ov/upper/d", "ov/upper/e", "ov/work"] {
+                fs::create_dir_all(dir.join(sub)).unwrap();
+            }
+            let (low, upper) = (dir.join("low"), dir.join("ov/upper"));
+            for file in ["a", "gone", "d/x", "d/same", "d/sub/y", "e/gone", "e/stays"] {
+                fs::write(low.join(file), file).unwrap();
+            }
+            fs::write(upper.join("a"), "changed").unwrap();
+            fs::hard_link(upper.join("a"), upper.join("b")).unwrap();
+            symlink("a", upper.join("link")).unwrap();
+            fs::write(upper.join("d/new"), vec![7; 1000]).unwrap();
+            // As it was, where what was there is hidden.
+            fs::write(upper.join("d/same"), "d/same").unwrap();
+            for changed in ["", "e"] {
+                fs::set_permissions(upper.join(changed), fs::Permissions::from_mode(0o700)).unwrap();
+            }
+            for whiteout in ["gone", "e/gone"] {
+                layer::make_whiteout(CWD, upper.join(whiteout)).unwrap();
+            }
+            layer::set_opaque(File::open(upper.join("d")).unwrap()).unwrap();
+            let mut overlay = Overlay::new("ov", &dir.join("ov"));
+            overlay.lower = vec![low.into()];
+            Made(dir, overlay)
+        }
+
+        fn prove(&self, layer: &[Vec<u8>]) -> Result<()> {
+            let mut file = File::from(rustix::fs::memfd_create("layer", rustix::fs::MemfdFlags::CLOEXEC)?);
+            layer.iter().try_for_each(|member| file.write_all(member))?;
+            prove(&file, &self.1, None)
+        }
+    }
+
+    impl Drop for Made {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// The members of an archive with their attributes before them; the end is the last.
+    fn members(tar: &[u8]) -> Vec<Vec<u8>> {
+        let mut members = vec![Vec::new()];
+        let mut rest = tar;
+        while rest.len() > 1024 {
+            let size = usize::from_str_radix(std::str::from_utf8(&rest[124..135]).unwrap(), 8).unwrap();
+            let whole = 512 + size.next_multiple_of(512);
+            members.last_mut().unwrap().extend_from_slice(&rest[..whole]);
+            if rest[156] != b'x' {
+                members.push(Vec::new());
+            }
+            rest = &rest[whole..];
+        }
+        members.last_mut().unwrap().extend_from_slice(rest);
+        members
+    }
+
+    /// Changes a digit in a member's own header to the next, and makes its checksum fit.
+    fn with_another(member: &[u8], at: usize) -> Vec<u8> {
+        let mut member = member.to_vec();
+        let header = (0..member.len()).step_by(512).rfind(|at| &member[at + 257..at + 262] == b"ustar").unwrap();
+        member[header + at] ^= 1;
+        let block = &mut member[header..header + 512];
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        member
+    }
+
+    #[test]
+    fn whatever_is_wrong_with_a_layer_is_found() {
+        let made = Made::new();
+        let mut tar = Vec::new();
+        super::super::oci(&made.1, None, &mut tar).unwrap();
+        let layer = members(&tar);
+        made.prove(&layer).unwrap();
+        assert_eq!(layer.len(), 11 + 1);
+        let whole_minus = |without: usize| {
+            let mut less = layer.clone();
+            less.remove(without);
+            made.prove(&less)
+        };
+        for member in 0..layer.len() {
+            assert!(whole_minus(member).is_err(), "without {member}");
+        }
+        for (number, member) in layer[..layer.len() - 1].iter().enumerate() {
+            // The last digits of mode, user, group and size, and the type.
+            for at in [106, 114, 122, 134, 156] {
+                let mut other = layer.clone();
+                other[number] = with_another(member, at);
+                // Nothing is said of the attributes of marks.
+                let is_mark = member.windows(4).any(|name| name == b".wh.") && at < 134;
+                assert!(is_mark || made.prove(&other).is_err(), "{number}: {at}");
+            }
+            let mut twice = layer.clone();
+            twice.insert(number, member.clone());
+            assert!(made.prove(&twice).is_err(), "{number} twice");
+        }
+    }
+
+    #[test]
+    fn what_is_changed_after_the_layer_was_made_is_found() {
+        type Deed = (&'static str, fn(&std::path::Path));
+        let deeds: [Deed; 8] = [
+            ("content", |upper| fs::write(upper.join("a"), "Changed").unwrap()),
+            ("mode", |upper| fs::set_permissions(upper.join("e"), fs::Permissions::from_mode(0o711)).unwrap()),
+            ("it is new", |upper| fs::write(upper.join("d/later"), "").unwrap()),
+            ("it is gone", |upper| fs::remove_file(upper.join("link")).unwrap()),
+            ("links", |upper| {
+                fs::remove_file(upper.join("b")).unwrap();
+                fs::write(upper.join("b"), "changed").unwrap();
+            }),
+            ("it is there again", |upper| fs::remove_file(upper.join("e/gone")).unwrap()),
+            ("it is gone", |upper| layer::make_whiteout(CWD, upper.join("e/stays")).unwrap()),
+            ("xattr", |upper| {
+                rustix::fs::setxattr(upper.join("d/new"), "user.x", b"", rustix::fs::XattrFlags::empty()).unwrap();
+            }),
+        ];
+        for (want, deed) in deeds {
+            let made = Made::new();
+            let mut tar = Vec::new();
+            super::super::oci(&made.1, None, &mut tar).unwrap();
+            let before = fs::metadata(made.1.upper.join("a")).unwrap().modified().unwrap();
+            deed(&made.1.upper);
+            // All times as before: they are not what tells.
+            File::options().write(true).open(made.1.upper.join("a")).unwrap().set_modified(before).unwrap();
+            let error = format!("{:#}", made.prove(&members(&tar)).unwrap_err());
+            assert!(error.contains(want), "{want}: {error}");
+        }
+    }
+}

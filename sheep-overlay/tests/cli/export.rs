@@ -496,3 +496,123 @@ fn an_ordinary_users_layer_has_the_owners_that_he_sees() {
     world.run(&["umount", "ov"]).ok();
     world.is_clean();
 }
+
+/// The paths in an archive, sorted.
+fn listed(world: &World, args: &[&str]) -> String {
+    let done = world.command(&[&["export", "ov"][..], args].concat()).output().unwrap();
+    assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    fs::write(world.dir.join("list.tar"), done.stdout).unwrap();
+    out(&format!("tar -tf {}/list.tar | LC_ALL=C sort | tr '\\n' ' '", world.dir.display()))
+}
+
+#[test]
+fn overlays_of_every_kind_are_exported() {
+    for world in [World::root(), World::user()] {
+        let low = world.lower("low", &["a", "gone", "d/x"]);
+        sh(&format!("chown -R sheeptest: {}", low.display()));
+        for kind in [&["--scratch"][..], &["--tmpfs"], &["--at", "low"], &["--backend", "copy"]] {
+            let kind_and_more = [kind, &["--id", "ov", "low"]].concat();
+            world.run(&[&["mount"][..], &kind_and_more].concat()).ok();
+            let said =
+                world.run(&["exec", "ov", "sh", "-ec", "echo more >> a; rm gone; mkdir d/new; ls | tr '\\n' ' '"]);
+            assert_eq!(said.ok().out, "a d ", "{kind:?}");
+            let want = ("./ .wh.gone a d/ d/new/ ", "./ a d/ d/new/ d/x ");
+            let look = || (listed(&world, &[]), listed(&world, &["--as", "tar"]));
+            let (layer, whole) = look();
+            assert_eq!((&*layer, &*whole), want, "{kind:?}");
+            // Those who are inside see the same.
+            let inside = "$0 export . | tar -tf - | LC_ALL=C sort | tr '\\n' ' '";
+            assert_eq!(world.run(&["exec", "ov", "sh", "-c", inside, world.program()]).ok().out, want.0, "{kind:?}");
+            if kind != ["--tmpfs"] {
+                world.run(&["umount", "--keep", "ov"]).ok();
+                let (layer, whole) = look();
+                assert_eq!((&*layer, &*whole), want, "kept, {kind:?}");
+            }
+            world.run(&["export", "ov", "--as", "dir", "--to", "made"]).ok();
+            assert_eq!(names_in(&world.dir.join("made")), ["a", "d", "gone"]);
+            sh(&format!("rm -r {}/made", world.dir.display()));
+            world.run(&["umount", "ov"]).ok();
+        }
+        world.is_clean();
+    }
+}
+
+#[test]
+fn owners_are_those_that_the_overlay_shows() {
+    // Mapped ones: what was changed, and what was not.
+    let world = World::root();
+    let low = world.lower("low", &["a", "b"]);
+    sh(&format!("chown -R 7:8 {}", low.display()));
+    world.run(&["mount", "--id", "ov", "--idmap", "b:0:1000:100", "low"]).ok();
+    sh(&format!("echo more >> {}/b", world.merged("ov").display()));
+    let want = out(&format!("cd {}; stat -c '%u:%g' . a b", world.merged("ov").display()));
+    assert!(want.ends_with("1007:1008\n1007:1008\n"), "{want}");
+    for _ in 0..2 {
+        let (at, _) = unpacked(&world, "at");
+        assert_eq!(out(&format!("cd {at}; stat -c '%u:%g' . a b")), want);
+        sh(&format!("rm -r {at}"));
+        world.run(&["umount", "--keep", "ov"]).ok();
+    }
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+
+    // Those that an ordinary user's namespace does not map he cannot export; root can.
+    let world = World::user();
+    let low = world.lower("low", &["a", "b"]);
+    sh(&format!("chown sheeptest: {0}/a {0}/b; chmod 777 {0}", low.display()));
+    world.run(&["mount", "--id", "ov", "low"]).ok();
+    world.run(&["exec", "ov", "sh", "-c", "echo more >> b; rm a"]).ok();
+    for form in [&["oci"][..], &["tar"], &["dir", "--to", "made"]] {
+        let ran = world.run(&[&["export", "ov", "--as"][..], form].concat());
+        ran.fails(1, &["/: its owner is not known here", "--root"]);
+    }
+    let list = out(&format!(
+        "{} --root {} export ov | tar --numeric-owner -tvf - | awk '{{print $2, $6}}'",
+        crate::harness::BIN,
+        world.data.display()
+    ));
+    let id = out("id -u sheeptest");
+    assert!(list.ends_with(&format!("0/0 .wh.a\n{0}/{0} b\n", id.trim_end())), "{list}");
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+}
+
+#[test]
+fn deep_and_wide_trees_are_exported() {
+    let world = World::root();
+    world.lower("low", &["a"]);
+    let merged = world.mount("ov", &["low"]);
+    // A path longer than the kernel takes in one piece, and more directories than descriptors.
+    out(&format!(
+        "cd {}; for i in $(seq 1500); do mkdir wide$i; echo $i > wide$i/f; done; for i in $(seq 600); do mkdir deep-deep; cd -P deep-deep; done; echo bottom > f; ln f g",
+        merged.display()
+    ));
+    for form in ["oci", "tar"] {
+        let list = listed(&world, &["--as", form]);
+        assert_eq!(list.matches("wide").count(), 2 * 1500, "{form}");
+        assert!(list.contains(&format!("{}g ", "deep-deep/".repeat(600))), "{form}");
+    }
+    world.run(&["export", "ov", "--as", "dir", "--to", "made"]).ok();
+    assert_eq!(out(&format!("cd {}/made; find . -name f -links 2 -printf '%d\\n'", world.dir.display())), "601\n");
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+}
+
+#[test]
+fn nobody_who_reads_on_is_a_quiet_end() {
+    let world = World::root();
+    world.lower("low", &["a"]);
+    let merged = world.mount("ov", &["low"]);
+    sh(&format!("head -c 1M /dev/zero > {}/zeros", merged.display()));
+    for form in ["oci", "tar"] {
+        let said = out(&format!(
+            "set -o pipefail; cd {}; SHEEP_DATA_DIR={} {} export ov --as {form} 2>&1 | head -c 0; echo $?",
+            world.dir.display(),
+            world.data.display(),
+            world.program()
+        ));
+        assert_eq!(said, "0\n", "{form}");
+    }
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+}
