@@ -52,6 +52,8 @@ pub fn run(root: &DataRoot, args: &cli::Export) -> Result<()> {
     let id = find::by_name(root, &args.overlay)?;
     let overlay = record::read(&record::dir(root, &id))?.ok_or_else(|| find::no_such(&id))?;
     sys::catch_interrupts()?;
+    // Where it is a pipe, one that holds more: who reads has something to do while this waits for its turn.
+    let _ = rustix::pipe::fcntl_setpipe_size(io::stdout(), 1 << 20);
     let stdout = || Interruptible(io::stdout().lock());
     let export = |overlay: &Overlay| match (args.form, &to) {
         (cli::ExportForm::Oci, _) => oci(overlay, latest, &mut stdout()),

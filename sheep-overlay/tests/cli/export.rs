@@ -616,3 +616,26 @@ fn nobody_who_reads_on_is_a_quiet_end() {
     world.run(&["umount", "ov"]).ok();
     world.is_clean();
 }
+
+#[test]
+fn p45_p46_what_is_set_last_stays() {
+    for world in [World::root(), World::user()] {
+        let low = world.lower("low", &["ro/below"]);
+        sh(&format!("chmod 555 {0}/ro; chown -R sheeptest: {0}", low.display()));
+        world.run(&["mount", "--id", "ov", "low"]).ok();
+        let deeds = "chmod 755 ro; for f in suid caps; do echo $f > ro/$f; done; chmod 4755 ro/suid; chmod 711 ro/caps; \
+            mkdir ro/deep; echo f > ro/deep/f; touch -d @1000000000.000000001 ro/suid ro/deep/f ro/deep; chmod 500 ro/deep; \
+            touch -d @1000000000.5 ro; chmod 555 ro";
+        world.run(&["exec", "ov", "sh", "-ec", deeds]).ok();
+        let list = "find . -mindepth 1 -printf '%p %m %T@\\n' | LC_ALL=C sort; cat ro/suid";
+        let seen = world.run(&["exec", "ov", "sh", "-ec", list]).ok().out;
+        assert!(seen.contains("./ro 555 1000000000.5000000000\n./ro/below"), "{seen}");
+        let (at, _) = unpacked(&world, "at");
+        assert_eq!(out(&format!("cd {at}; {list}")), seen);
+        world.run(&["export", "ov", "--as", "dir", "--to", "made"]).ok();
+        world.run(&["mount", "--id", "again", "low", "made"]).ok();
+        assert_eq!(world.run(&["exec", "again", "sh", "-ec", list]).ok().out, seen);
+        world.run(&["umount", "again", "ov"]).ok();
+        world.is_clean();
+    }
+}
