@@ -17,7 +17,7 @@ use crate::doc::{Backend, How, Mount, Overlay};
 use crate::lowers::{self, Lower};
 use crate::mountpoint::{self, NotUnmounted};
 use crate::parts::{self, Wanted};
-use crate::{PROGRAM, exit, idmap, mountinfo, quota, sys, tmpfs, upper};
+use crate::{PROGRAM, branch, exit, history, idmap, mountinfo, quota, sys, tmpfs, upper};
 
 /// Makes the upper of a new overlay and its parts, and mounts all of it. `lowers` are the overlay's, opened. On failure
 /// nothing is left mounted; directories may be left in the overlay's, which the caller deletes.
@@ -32,7 +32,10 @@ pub fn make(overlay: &mut Overlay, lowers: &[Lower], wanted: Wanted<'_>) -> Resu
         if let Some(size) = overlay.size {
             quota::limit(wanted.dir, &[&overlay.upper, &overlay.work], size)?;
         }
-        parts::plan(overlay, lowers, wanted)?;
+        match overlay.branch {
+            Some(_) => branch::make_parts(overlay)?,
+            None => parts::plan(overlay, lowers, wanted)?,
+        }
         mount(overlay, lowers, wanted.user_namespace)
     };
     let done = begin();
@@ -44,31 +47,13 @@ pub fn make(overlay: &mut Overlay, lowers: &[Lower], wanted: Wanted<'_>) -> Resu
 
 /// Mounts what is recorded, and notes the mount's id. On failure nothing is left mounted.
 pub fn mount(overlay: &mut Overlay, lowers: &[Lower], user_namespace: bool) -> Result<()> {
-    let idmapped = match &overlay.idmap {
-        Some(map) => Some(idmap::apply(map, lowers)?),
-        None => None,
-    };
-    let covers = match (&overlay.cover, overlay.split) {
-        (Some(cover), _) => vec![lowers::open_one(cover)?],
-        (None, _) => Vec::new(),
-    };
-    let shown = if overlay.split { &[] } else { idmapped.as_deref().unwrap_or(lowers) };
-    let stack: Vec<&Lower> = shown.iter().chain(&covers).collect();
-    let mounted = kernel::mount(&Stack {
-        lowers: &stack,
-        upper: &overlay.upper,
-        work: &overlay.work,
-        merged: &overlay.merged,
-        read_only: overlay.read_only,
-        volatile: overlay.volatile,
-        propagate: false,
-        user_namespace,
-    })?;
+    let mounted = with_stack(overlay, lowers, user_namespace, kernel::mount)?;
     overlay.mount_id = mounted.and_then(|mount| mount.id);
     overlay.backend = Backend::Kernel;
     overlay.user_xattrs = user_namespace;
     let mut parts = std::mem::take(&mut overlay.mounts);
-    let done = parts.iter_mut().try_for_each(|part| mount_part(overlay, part, user_namespace));
+    let done =
+        parts.iter_mut().enumerate().try_for_each(|(number, part)| mount_part(overlay, number, part, user_namespace));
     overlay.mounts = parts;
     if let Err(error) = done {
         // The error that matters is the one already held; what is left mounted, the caller's undo finds.
@@ -79,7 +64,39 @@ pub fn mount(overlay: &mut Overlay, lowers: &[Lower], user_namespace: bool) -> R
     Ok(())
 }
 
-fn mount_part(overlay: &Overlay, part: &mut Mount, user_namespace: bool) -> Result<()> {
+/// Opens the layers of the tree itself, and does `act` with them.
+pub fn with_stack<T>(
+    overlay: &Overlay,
+    lowers: &[Lower],
+    user_namespace: bool,
+    act: impl FnOnce(&Stack) -> Result<T, Refused>,
+) -> Result<T> {
+    let idmapped = match &overlay.idmap {
+        Some(map) => Some(idmap::apply(map, lowers)?),
+        None => None,
+    };
+    let shown = if overlay.split { &[] } else { idmapped.as_deref().unwrap_or(lowers) };
+    let frozen = history::layers(overlay, overlay.head).into_iter().map(|layer| layer.join("upper"));
+    let own = open_own(overlay.cover.iter().map(|cover| cover.0.clone()).chain(frozen))?;
+    let stack: Vec<&Lower> = shown.iter().chain(&own).collect();
+    Ok(act(&Stack {
+        lowers: &stack,
+        upper: &overlay.upper,
+        work: &overlay.work,
+        merged: &overlay.merged,
+        read_only: overlay.read_only,
+        volatile: overlay.volatile,
+        propagate: false,
+        user_namespace,
+    })?)
+}
+
+/// Opens layers of our own, which lie on the lowers.
+fn open_own(layers: impl Iterator<Item = PathBuf>) -> Result<Vec<Lower>> {
+    layers.map(|layer| lowers::open_one(&layer)).collect()
+}
+
+fn mount_part(overlay: &Overlay, number: usize, part: &mut Mount, user_namespace: bool) -> Result<()> {
     if sys::interrupted() {
         return Err(anyhow!("interrupted"));
     }
@@ -93,7 +110,7 @@ fn mount_part(overlay: &Overlay, part: &mut Mount, user_namespace: bool) -> Resu
         return Ok(());
     };
     if part.how == How::Overlay {
-        match mount_tree(overlay, part, &inside, user_namespace) {
+        match mount_tree(overlay, number, part, &inside, user_namespace) {
             Ok(()) => return Ok(()),
             Err(error) => match error.downcast::<Refused>() {
                 Ok(refused) => {
@@ -122,7 +139,7 @@ fn mount_part(overlay: &Overlay, part: &mut Mount, user_namespace: bool) -> Resu
     }
 }
 
-fn mount_tree(overlay: &Overlay, part: &Mount, inside: &Path, user_namespace: bool) -> Result<()> {
+fn mount_tree(overlay: &Overlay, number: usize, part: &Mount, inside: &Path, user_namespace: bool) -> Result<()> {
     let (Some(upper), Some(work)) = (&part.upper, &part.work) else { return Ok(()) };
     let mut lowers = Vec::new();
     if !part.split {
@@ -134,8 +151,10 @@ fn mount_tree(overlay: &Overlay, part: &Mount, inside: &Path, user_namespace: bo
         Some(map) => idmap::apply(map, &lowers)?,
         None => lowers,
     };
-    let cover = part.cover.as_ref().map(|cover| lowers::open_one(cover)).transpose()?;
-    let stack: Vec<&Lower> = lowers.iter().chain(&cover).collect();
+    let frozen = history::layers(overlay, overlay.head).into_iter();
+    let frozen = frozen.map(|layer| parts::part_dir(&layer, number).join("upper"));
+    let own = open_own(part.cover.iter().map(|cover| cover.0.clone()).chain(frozen))?;
+    let stack: Vec<&Lower> = lowers.iter().chain(&own).collect();
     kernel::mount(&Stack {
         lowers: &stack,
         upper,
@@ -181,9 +200,9 @@ fn bind(what: &Path, target: &OwnedFd, read_only: bool) -> Result<(), Errno> {
 
 /// Mounts those parts of a mounted overlay again that are not there any more.
 pub fn mount_missing(overlay: &Overlay) -> Result<()> {
-    for part in &overlay.mounts {
+    for (number, part) in overlay.mounts.iter().enumerate() {
         if mountpoint::at(&point_of(overlay, part))?.is_none() {
-            mount_part(overlay, &mut part.clone(), overlay.user_xattrs)?;
+            mount_part(overlay, number, &mut part.clone(), overlay.user_xattrs)?;
         }
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Who keeps a merged directory busy: looked up in /proc, and only once the kernel has said that somebody does.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -69,6 +71,32 @@ pub fn keepers_of(upper: &Path) -> Option<String> {
                 .is_ok_and(|table| table.iter().any(|entry| entry.has_upper(upper)))
     };
     let found = processes(keeps);
+    if found.is_empty() { None } else { Some(in_words(found)) }
+}
+
+/// The processes in other mount namespaces in which the file system with this device is mounted, in words; one of each namespace
+/// is named.
+pub fn keepers_of_device(device: (u32, u32)) -> Option<String> {
+    let here: HashSet<u64> = namespace::inode_of(Path::new("/proc/self"), "mnt").into_iter().collect();
+    let seen = RefCell::new(here);
+    let keeps = |process: &Path| {
+        namespace::inode_of(process, "mnt").is_some_and(|there| seen.borrow_mut().insert(there))
+            && mountinfo::read_of(&process.join("mountinfo"))
+                .is_ok_and(|table| table.iter().any(|entry| entry.device == device))
+    };
+    let found = processes(keeps);
+    if found.is_empty() { None } else { Some(in_words(found)) }
+}
+
+/// The processes in other mount namespaces that have a file, or their working or root directory, on the file system with this
+/// device, in words.
+pub fn users_of_device(device: (u32, u32)) -> Option<String> {
+    let here = namespace::inode_of(Path::new("/proc/self"), "mnt");
+    let is_on = |link: &PathBuf| {
+        let found = fs::metadata(link).map(|found| (rustix::fs::major(found.dev()), rustix::fs::minor(found.dev())));
+        found.is_ok_and(|found| found == device)
+    };
+    let found = processes(|process| namespace::inode_of(process, "mnt") != here && links(process).iter().any(is_on));
     if found.is_empty() { None } else { Some(in_words(found)) }
 }
 

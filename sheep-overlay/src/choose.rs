@@ -71,7 +71,7 @@ fn ways(overlay: &Overlay, choice: BackendChoice) -> Vec<Way> {
     let overlayfs_only =
         overlay.tmpfs.is_some() || overlay.size.is_some() || overlay.idmap.is_some() || !overlay.hide.is_empty();
     match choice {
-        BackendChoice::Auto if overlayfs_only => vec![Way::Kernel],
+        BackendChoice::Auto if overlayfs_only || overlay.branch.is_some() => vec![Way::Kernel],
         BackendChoice::Auto => vec![Way::Kernel, Way::Snapshot, Way::Copy],
         BackendChoice::Fuse => vec![Way::Fuse],
         BackendChoice::Btrfs => vec![Way::Snapshot],

@@ -38,6 +38,16 @@ pub enum Verb {
     Du(Du),
     /// Print the changes as others take them (an OCI layer, a layer directory, a patch), or all of it as a tar
     Export(Export),
+    /// Make the changes to the lower too, or to another directory; all of them or none
+    Apply(Apply),
+    /// Put what changed aside as a layer, at once however much it is, and go on in an empty one
+    Snapshot(Snapshot),
+    /// List the snapshots of an overlay
+    Log(Log),
+    /// Go back to a snapshot: what changed since is thrown away
+    Reset(Reset),
+    /// Make one snapshot of the head and all that it lies on
+    Squash(Squash),
     /// Run a command in an overlay: the overlay is seen in the place of its lower
     Exec(Exec),
     /// Start a shell in an overlay, as 'exec' does
@@ -59,6 +69,9 @@ pub struct Mount {
     /// Read the document from FILE ('-' is stdin)
     #[arg(long, value_name = "FILE", conflicts_with = "lowers")]
     pub from: Option<OsString>,
+    /// Go on from snapshot N of the overlay ID, in a new overlay [default for N: its head]
+    #[arg(long, value_name = "ID@N", conflicts_with_all = ["lowers", "from"])]
+    pub branch: Option<OsString>,
     /// Name the overlay; one that was kept is taken up again, with its changes [default: random]
     #[arg(long, value_name = "ID")]
     pub id: Option<String>,
@@ -156,7 +169,8 @@ pub struct Inspect {
 /// `diff`
 #[derive(Debug, Args)]
 pub struct Diff {
-    /// The overlay: its id, a unique prefix of it, or a path in the merged directory; '-' reads a document from stdin
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory; '-' reads a document from stdin. ID@N is what
+    /// it was at a snapshot, ID@N..ID@M (or ID@N..M) what changed between two, ID@N.. what changed since
     #[arg(value_name = "ID|PATH", required_unless_present = "from")]
     pub overlay: Option<OsString>,
     /// Read the document from FILE ('-' is stdin)
@@ -177,6 +191,58 @@ pub struct Diff {
     /// Print a unified diff of text files, as 'git apply' takes it
     #[arg(long, group = "form")]
     pub patch: bool,
+}
+
+/// `snapshot`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A mounted overlay goes on without a moment in which it is not there, where the kernel can (Linux 6.5), else it is \
+unmounted and mounted again; of one that is kept, the next mount has it. The document's snapshot.live says which: beneath, remounted, \
+nextMount. Nobody may use the overlay meanwhile."
+)]
+pub struct Snapshot {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
+    #[arg(value_name = "ID")]
+    pub overlay: OsString,
+    /// Say what it is
+    #[arg(short = 'm', long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// Print one field (number, live, overlay.id, ...) instead of the document
+    #[arg(long, value_name = "FIELD")]
+    pub print: Option<String>,
+}
+
+/// `log`
+#[derive(Debug, Args)]
+pub struct Log {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
+    #[arg(value_name = "ID")]
+    pub overlay: OsString,
+    /// Print a document a line instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `reset`
+#[derive(Debug, Args)]
+pub struct Reset {
+    /// The overlay, and the number of the snapshot to go back to; 0 is what the overlay began with [default: the head]
+    #[arg(value_name = "ID[@N]")]
+    pub overlay: OsString,
+    /// Print one field (merged, head, upper, ...) instead of the document
+    #[arg(long, value_name = "FIELD")]
+    pub print: Option<String>,
+}
+
+/// `squash`
+#[derive(Debug, Args)]
+pub struct Squash {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory
+    #[arg(value_name = "ID")]
+    pub overlay: OsString,
+    /// Print one field (merged, head, upper, ...) instead of the document
+    #[arg(long, value_name = "FIELD")]
+    pub print: Option<String>,
 }
 
 /// `why`
@@ -239,6 +305,53 @@ pub enum ExportForm {
     Patch,
 }
 
+/// `apply`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What was changed there since the overlay was made is a conflict: it is printed as a document, and nothing is \
+changed unless --ours or --theirs decides. What was there before is kept, for --undo, until 'gc' deletes it. Exit code: 1 \
+for conflicts."
+)]
+pub struct Apply {
+    /// The overlay: its id, a unique prefix of it, or a path in the merged directory; with --undo or --list also the id of
+    /// what was applied, or nothing
+    #[arg(value_name = "ID", required_unless_present_any = ["undo", "list"])]
+    pub overlay: Option<OsString>,
+    /// Only these paths and what is below them, as 'diff' prints them [default: all]
+    #[arg(value_name = "PATH", conflicts_with_all = ["undo", "list"])]
+    pub paths: Vec<PathBuf>,
+    /// Only exactly the paths in FILE ('-' is stdin), each ended by a NUL, as 'diff --name-only -z' prints them
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["paths", "undo", "list"])]
+    pub paths_from: Option<PathBuf>,
+    /// Make the changes to DIR instead of the lower
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["undo", "list"])]
+    pub to: Option<PathBuf>,
+    /// Print what would be done, conflicts as 'C /path', and do nothing
+    #[arg(long, conflicts_with_all = ["undo", "list"])]
+    pub dry_run: bool,
+    /// Ask for each change; of a text, also hunk by hunk
+    #[arg(short, long, conflicts_with_all = ["undo", "list", "dry_run"])]
+    pub interactive: bool,
+    /// In conflicts, take the overlay's side
+    #[arg(long, conflicts_with = "theirs")]
+    pub ours: bool,
+    /// In conflicts, leave what is there as it is
+    #[arg(long)]
+    pub theirs: bool,
+    /// Put back what was there before the last COUNT times
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, require_equals = true, default_missing_value = "1")]
+    pub undo: Option<usize>,
+    /// List what can be undone
+    #[arg(long, conflicts_with_all = ["undo", "ours", "theirs", "print"])]
+    pub list: bool,
+    /// Print JSON documents (with --dry-run and --list)
+    #[arg(long)]
+    pub json: bool,
+    /// Print one field (id, changes, ...) instead of the document
+    #[arg(long, value_name = "FIELD")]
+    pub print: Option<String>,
+}
+
 /// `exec`
 #[derive(Debug, Args)]
 #[command(
@@ -278,6 +391,12 @@ pub struct Gc {
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Delete what 'apply --undo' would need and is older than AGE (12h, 30d)
+    #[arg(long, value_name = "AGE", default_value = "30d")]
+    pub undo_age: String,
+    /// Delete the oldest of it until it takes SIZE at most (512m, 2g)
+    #[arg(long, value_name = "SIZE")]
+    pub undo_size: Option<String>,
 }
 
 /// `doctor`

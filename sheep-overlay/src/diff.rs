@@ -14,6 +14,7 @@
 //! Hard links: a copy keeps them, so a write through one name changes them all; OverlayFS breaks them (`index=off`).
 //! There the two differ, as what they show differs.
 
+mod between;
 mod compare;
 mod patch;
 mod rename;
@@ -30,11 +31,16 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use crate::doc::{How, Mount, Overlay};
+use crate::history::{self, Point, Span};
+use crate::rotate;
+use crate::stack::Stack;
 use crate::trees::{self, Tree};
-use crate::walk::{Walk, join};
+use crate::walk::join;
 
+pub(crate) use compare::read_full;
+pub(crate) use patch::Hunks;
 pub use patch::run as patch;
-pub use show::{escaped, human, run};
+pub use show::{document, escaped, human, line, run};
 
 /// One changed path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,28 +171,52 @@ pub fn changes(overlay: &Overlay) -> Result<Vec<Change>> {
 
 /// Like [`changes`], looking only as closely as is asked.
 pub fn changes_to(overlay: &Overlay, depth: Depth) -> Result<Vec<Change>> {
+    changes_between(overlay, Span::WHOLE, depth)
+}
+
+/// The changes between two states of an overlay. Errors with not found (3) where there is no such snapshot.
+pub fn changes_between(overlay: &Overlay, span: Span, depth: Depth) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
-    for tree in trees::of(overlay) {
-        match tree::changes(overlay, &tree, depth) {
-            Ok((found, walk)) => changes.extend(found.into_iter().map(|found| change(&tree, &walk, found))),
+    let sides = [span.from, span.to].map(|point| layers_at(overlay, point));
+    let [before, after] = sides;
+    let (before, after) = (before?, after?);
+    for (number, tree) in trees::of(overlay).into_iter().enumerate() {
+        let found = if span == Span::WHOLE && tree.frozen.is_empty() {
+            tree::changes(overlay, &tree, depth)
+        } else {
+            between::changes(overlay, &tree.lowers, &before[number], &after[number], depth)
+        };
+        match found {
+            Ok((found, stack)) => changes.extend(found.into_iter().map(|found| change(&tree, &stack, found))),
             // A part that its user cannot read, or that is gone by now, he has not changed either.
             Err(error) if !tree.prefix.is_empty() && is_untouched(&tree) && is_closed(&error) => {}
             Err(error) => return Err(error),
         }
     }
-    changes
-        .extend(overlay.mounts.iter().filter_map(|mount| file_mount(mount).transpose()).collect::<Result<Vec<_>>>()?);
+    let files = overlay.mounts.iter().enumerate().map(|(number, mount)| file_mount(overlay, span, number, mount));
+    changes.extend(files.filter_map(Result::transpose).collect::<Result<Vec<_>>>()?);
     changes.sort_unstable_by(|a, b| bytes(&a.path).cmp(bytes(&b.path)));
     Ok(changes)
 }
 
-fn change(tree: &Tree, walk: &Walk, found: tree::Found) -> Change {
+/// The layers on the lowers of each tree that make up a state of an overlay, bottom first.
+fn layers_at(overlay: &Overlay, point: Point) -> Result<Vec<Vec<PathBuf>>> {
+    let number = match point {
+        Point::Lowers => return Ok(vec![Vec::new(); trees::of(overlay).len()]),
+        Point::Now => return Ok(trees::of(overlay).iter().map(Tree::layers).collect()),
+        Point::Snapshot(number) => number,
+    };
+    history::check(overlay, number)?;
+    Ok(trees::on(overlay, number).into_iter().map(|tree| tree.frozen).collect())
+}
+
+fn change(tree: &Tree, stack: &Stack, found: tree::Found) -> Change {
     Change {
         path: from_top(tree, &found.path),
         kind: found.kind,
         what: found.what,
         from: found.from.map(|from| from_top(tree, &from)),
-        layer: found.lower.map(|lower| walk.stack.lower(lower).to_path_buf()),
+        layer: found.lower.map(|lower| stack.lower(lower).to_path_buf()),
         old_size: found.old.as_deref().and_then(size),
         size: found.new.as_deref().and_then(size),
         file_type: found.file_type,
@@ -202,10 +232,17 @@ fn is_closed(error: &anyhow::Error) -> bool {
 }
 
 /// What became of a file that is mounted on a file of a lower, of which the view has a copy.
-fn file_mount(mount: &Mount) -> Result<Option<Change>> {
-    let (How::File, Some(old), Some(new)) = (mount.how, mount.lower.last(), &mount.upper) else { return Ok(None) };
+fn file_mount(overlay: &Overlay, span: Span, number: usize, mount: &Mount) -> Result<Option<Change>> {
+    let at = |point| file_at(overlay, point, number, mount);
+    let (Some(old), Some(new)) = (at(span.from), at(span.to)) else { return Ok(None) };
+    let (old, new) = (&*old, &*new);
     let stat = |path: &Path| std::fs::metadata(path).with_context(|| path.display().to_string());
-    let (before, after) = (stat(old)?, stat(new)?);
+    let before = match std::fs::metadata(old) {
+        // What was mounted there has gone since, with the place that it was mounted on.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        before => before.with_context(|| old.display().to_string())?,
+    };
+    let after = stat(new)?;
     let mut what = Vec::new();
     let mut differs = |aspect: Aspect, differs: bool| {
         if differs {
@@ -228,6 +265,16 @@ fn file_mount(mount: &Mount) -> Result<Option<Change>> {
         size: Some(after.len()),
         file_type: FileType::RegularFile,
     }))
+}
+
+/// Which file the view has in a state of the overlay in the place of one that is mounted on a file.
+fn file_at(overlay: &Overlay, point: Point, number: usize, mount: &Mount) -> Option<PathBuf> {
+    let lower = mount.lower.last().filter(|_| mount.how == How::File)?;
+    match point {
+        Point::Lowers => Some(lower.0.clone()),
+        Point::Now => mount.upper.as_ref().map(|upper| upper.0.clone()),
+        Point::Snapshot(head) => rotate::file_before(overlay, head, number, mount),
+    }
 }
 
 /// A path in a tree as one from the merged directory on.

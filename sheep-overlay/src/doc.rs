@@ -177,6 +177,23 @@ pub struct Overlay {
     /// It was unmounted lazily, and may be in use still: nothing is deleted until it is not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lazy: bool,
+    /// The snapshots, in the order they were made. Each lies on another one, so that together they are a tree.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<Snapshot>,
+    /// The number of the snapshot that the upper lies on; 0 where it lies on what the overlay began with.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub head: u32,
+    /// What the overlay began with, where that is a snapshot of another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<Branch>,
+    /// The upper is being put aside this moment, or was when a process was killed: the next command ends that or undoes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Pending>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Overlay {
@@ -207,8 +224,74 @@ impl Overlay {
             size: None,
             idmap: None,
             lazy: false,
+            snapshots: Vec::new(),
+            head: 0,
+            branch: None,
+            pending: None,
         }
     }
+}
+
+/// A snapshot: an upper that was put aside, and is a read-only layer since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// Its number: 1, 2, 3, … in each overlay.
+    pub number: u32,
+    /// The snapshot that it lies on; 0 for what the overlay began with.
+    pub parent: u32,
+    /// When it was made, RFC 3339 UTC.
+    pub created: String,
+    /// What its maker had to say of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The name of its directory in `snapshots/`, which has `upper`, and `mounts/N/upper` for each part: its number, until
+    /// `squash` makes another one.
+    pub layer: String,
+}
+
+/// What a branch began with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Branch {
+    /// The overlay that has the snapshot.
+    pub of: String,
+    /// The snapshot's number.
+    pub snapshot: u32,
+    /// The layers that the snapshot consists of, bottom first.
+    pub layers: Vec<Layer>,
+    /// The overlay that has the covers (see `cover`): the first of a line of branches.
+    pub origin: String,
+}
+
+/// A layer of a snapshot, in the directory of the overlay that it was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Layer {
+    /// The id of that overlay.
+    pub overlay: String,
+    /// The name of its directory in `snapshots/`.
+    pub layer: String,
+}
+
+/// What is being done while the upper is put aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Pending {
+    /// The name of the directory in `snapshots/` that the upper goes to.
+    pub layer: String,
+    /// The snapshot that is being made of it; absent where it is thrown away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Snapshot>,
+    /// The head from then on.
+    pub head: u32,
+    /// The device of the mount that was there before (major and minor number); absent where none was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<(u32, u32)>,
 }
 
 /// A mount below a lower, as a part of the merged view.

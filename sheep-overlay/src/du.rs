@@ -1,4 +1,4 @@
-//! `du`: how much disk the changes of an overlay take.
+//! `du`: how much disk the changes of an overlay take, those that are put aside in its snapshots among them.
 
 use std::collections::HashSet;
 use std::mem::MaybeUninit;
@@ -14,7 +14,7 @@ use crate::diff::{escaped, human};
 use crate::doc::{Overlay, write_out};
 use crate::find::{self, Target};
 use crate::state::DataRoot;
-use crate::{access, cli, exit, record, trees};
+use crate::{access, cli, exit, history, parts, record, rotate, trees};
 
 /// What a tree takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +47,7 @@ pub fn run(root: &DataRoot, args: &cli::Du) -> Result<()> {
 
 fn one(root: &DataRoot, target: Target, json: bool) -> Result<String> {
     let id = target.id?;
-    let overlay = record::read(&record::dir(root, &id))?.ok_or_else(|| find::no_such(&id))?;
+    let overlay = rotate::read(root, &id)?;
     let state = record::state(&overlay)?;
     let used = access::with(&overlay, of).with_context(|| id.clone())?;
     if !json {
@@ -63,7 +63,7 @@ fn row(bytes: &str, apparent: &str, files: &str, id: &str) -> String {
     format!("{bytes:>10}  {apparent:>10}  {files:>8}  {id}\n")
 }
 
-/// What the changes of an overlay take: its uppers, or the copy. The roots themselves are not counted.
+/// What the changes of an overlay take: its uppers and its snapshots, or the copy. The roots themselves are not counted.
 pub fn of(overlay: &Overlay) -> Result<Used> {
     let mut sum = Sum::default();
     if record::is_copy(overlay) {
@@ -71,6 +71,9 @@ pub fn of(overlay: &Overlay) -> Result<Used> {
     } else {
         for tree in trees::of(overlay) {
             sum.tree(&tree.upper)?;
+        }
+        for snapshot in &overlay.snapshots {
+            sum.layer(overlay, &snapshot.layer)?;
         }
         for copy in overlay
             .mounts
@@ -81,6 +84,20 @@ pub fn of(overlay: &Overlay) -> Result<Used> {
             sum.add(&rustix::fs::stat(&**copy).with_context(|| copy.display().to_string())?);
         }
     }
+    Ok(sum.used)
+}
+
+/// How many bytes on disk a directory and all below it take.
+pub fn of_tree(top: &Path) -> Result<u64> {
+    let mut sum = Sum::default();
+    sum.tree(top)?;
+    Ok(sum.used.bytes)
+}
+
+/// What a snapshot takes.
+pub fn of_layer(overlay: &Overlay, layer: &str) -> Result<Used> {
+    let mut sum = Sum::default();
+    sum.layer(overlay, layer)?;
     Ok(sum.used)
 }
 
@@ -102,6 +119,23 @@ impl Sum {
             e => anyhow::Error::from(e).context(top.display().to_string()),
         })?;
         if crate::sys::interrupted() { bail!("interrupted") } else { Ok(()) }
+    }
+
+    /// The trees of a snapshot, and its copies of files.
+    fn layer(&mut self, overlay: &Overlay, layer: &str) -> Result<()> {
+        let layer = history::place(overlay).join(layer);
+        let parts = (0..overlay.mounts.len()).map(|number| parts::part_dir(&layer, number));
+        for place in std::iter::once(layer.clone()).chain(parts) {
+            let upper = place.join("upper");
+            // A part that OverlayFS did not take has none.
+            if upper.exists() {
+                self.tree(&upper)?;
+            }
+            if let Ok(copy) = rustix::fs::stat(place.join("file")) {
+                self.add(&copy);
+            }
+        }
+        Ok(())
     }
 
     fn directory(&mut self, dir: OwnedFd, device: u64) -> Result<(), Errno> {

@@ -18,7 +18,7 @@ use crate::doc::{Overlay, UserNamespace};
 use crate::mount::Request;
 use crate::record::{self, State};
 use crate::state::DataRoot;
-use crate::{PROGRAM, cli, exit, find, holder, take_up, view};
+use crate::{PROGRAM, cli, exit, find, holder, rotate, take_up, view};
 
 /// Runs a command in an overlay; returns only if it could not.
 pub fn exec(root: &DataRoot, args: &cli::Exec) -> Result<()> {
@@ -73,7 +73,7 @@ fn enter_directory(dir: &Path) -> Result<()> {
 /// The overlay, mounted. One whose holder was killed, or that a restart unmounted, is mounted again.
 fn mounted(root: &DataRoot, id: &str) -> Result<Overlay> {
     let dir = record::dir(root, id);
-    let overlay = record::read(&dir)?.ok_or_else(|| find::no_such(id))?;
+    let overlay = rotate::read(root, id)?;
     match record::state(&overlay)? {
         State::Mounted => Ok(overlay),
         State::Covered => Err(take_up::covered(&overlay)),

@@ -11,7 +11,6 @@
 //! Nothing needs to be mounted. What a form cannot carry is an error that names it, before anything is written.
 
 mod archive;
-mod carry;
 mod check;
 mod directory;
 mod merged;
@@ -22,7 +21,6 @@ mod spool;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -30,13 +28,13 @@ use anyhow::{Context, Result, bail};
 
 use crate::diff::{self, escaped};
 use crate::doc::{self, Overlay};
-use crate::shown::Shown;
+use crate::shown::{Entry, Shown};
 use crate::state::DataRoot;
 use crate::walk::join;
-use crate::{PROGRAM, access, cli, exit, find, record, sys};
+use crate::{PROGRAM, access, cli, exit, find, record, rotate, sys};
 use archive::{Archive, Style};
 use check::{Carries, Check};
-use merged::{Cursor, Found, Merged};
+use merged::{Found, Merged};
 use plan::Item;
 use spool::Spool;
 
@@ -50,7 +48,7 @@ pub fn run(root: &DataRoot, args: &cli::Export) -> Result<()> {
     };
     let latest = source_date_epoch()?;
     let id = find::by_name(root, &args.overlay)?;
-    let overlay = record::read(&record::dir(root, &id))?.ok_or_else(|| find::no_such(&id))?;
+    let overlay = rotate::read(root, &id)?;
     sys::catch_interrupts()?;
     // Where it is a pipe, one that holds more: who reads has something to do while this waits for its turn.
     let _ = rustix::pipe::fcntl_setpipe_size(io::stdout(), 1 << 20);
@@ -99,7 +97,7 @@ pub fn oci(overlay: &Overlay, latest: Option<i64>, out: &mut dyn Write) -> Resul
                 let (dir, name) = crate::shown::split(path);
                 return archive.mark(&join(dir, &[b".wh.", name].concat()));
             }
-            source.show(path, |found| archive.put(found))?;
+            archive.put(&Found::of(path, &source.entry(path)?))?;
             if *item == Item::Opaque { archive.mark(&join(path, b".wh..wh..opq")) } else { Ok(()) }
         };
         put().with_context(|| format!("/{}", escaped(path)))?;
@@ -151,26 +149,24 @@ impl Source {
                 bail!("/{}: it is mounted on another file, which a layer cannot do; '--as tar' has it", escaped(path));
             }
             if *item != Item::Gone {
-                source.show(path, |found| check.entry(found))?;
+                check.entry(&Found::of(path, &source.entry(path)?))?;
             }
         }
         Ok(source)
     }
 
-    /// Shows what the overlay has at a path of the layer.
-    fn show<T>(&self, path: &[u8], act: impl FnOnce(&Found<'_>) -> Result<T>) -> Result<T> {
+    /// What the overlay has at a path of the layer.
+    fn entry(&self, path: &[u8]) -> Result<Entry> {
         if let Some(entry) = self.shown.entry(path)? {
-            let (dir, name) = (entry.dir.as_fd(), &*entry.name);
-            return act(&Found { path, dir, name, stat: entry.stat });
+            return Ok(entry);
         }
         // A directory on the way to a part of the view, itself never changed.
         let (part, inside) = self.merged.part_of(path)?;
-        let mut cursor = Cursor::new(&self.merged.parts[part].view);
-        let dir = cursor.dir(inside)?;
+        let part = &self.merged.parts[part];
+        let dir = part.view.find(inside)?;
         match (dir.top(), dir.stat()) {
             (Some(top), Some(stat)) => {
-                let stat = self.merged.parts[part].as_shown(*stat, false);
-                act(&Found { path, dir: top, name: c".", stat })
+                Ok(Entry { dir: top.try_clone_to_owned()?, name: c".".to_owned(), stat: part.as_shown(*stat, false) })
             }
             _ => bail!("/{}: it has gone while the overlay was exported; export again", escaped(path)),
         }

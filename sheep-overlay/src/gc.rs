@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::doc::{self, Overlay};
 use crate::record::{self, State};
 use crate::state::DataRoot;
-use crate::{PROGRAM, cli, exit, mountpoint, umount};
+use crate::{PROGRAM, applied, apply, cli, exit, mountpoint, rotate, squash, tmpfs, umount};
 
 /// What there is to be done about an overlay.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,12 +34,72 @@ pub fn run(root: &DataRoot, args: &cli::Gc) -> Result<()> {
             }
         }
     }
-    first
+    first.and(undo_layers(root, args))
+}
+
+/// Deletes what 'apply' keeps for '--undo', once it is too old or too much.
+fn undo_layers(root: &DataRoot, args: &cli::Gc) -> Result<()> {
+    let age = seconds(&args.undo_age).ok_or_else(|| {
+        exit::usage(format!("--undo-age {}: write a number with s, m, h, d or w: 30d", args.undo_age))
+    })?;
+    let most = match &args.undo_size {
+        None => u64::MAX,
+        Some(text) => tmpfs::parse_size(text).ok_or_else(|| {
+            exit::usage(format!("--undo-size {text} is no size; write bytes, or a number with k, m, g or t: 512m"))
+        })?,
+    };
+    // Nothing was ever applied: then nothing is made either.
+    if applied::all(root)?.is_empty() {
+        return Ok(());
+    }
+    let store = applied::Store::open(root)?;
+    let now = jiff::Timestamp::now().as_second();
+    let mut sum = 0u64;
+    for done in store.all()? {
+        let old = now.saturating_sub(done.created()?) > age;
+        let kept = match most {
+            u64::MAX => 0,
+            _ => apply::kept_by(&done)?,
+        };
+        let why = match (old, sum.saturating_add(kept) > most) {
+            (true, _) => format!("older than {}", args.undo_age),
+            (false, true) => format!("more than {}", args.undo_size.as_deref().unwrap_or_default()),
+            (false, false) => {
+                sum += kept;
+                continue;
+            }
+        };
+        let deleted = if args.dry_run { "" } else { "deleted " };
+        if !args.dry_run {
+            store.forget(&done)?;
+        }
+        doc::write_out(format!("{deleted}{}: undo of {}, {why}\n", done.id, done.journal.overlay).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// A time as it is written on the command line.
+fn seconds(text: &str) -> Option<i64> {
+    let unit = match text.chars().last()? {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86400,
+        'w' => 7 * 86400,
+        _ => return None,
+    };
+    text[..text.len() - 1].parse::<i64>().ok().filter(|number| *number >= 0)?.checked_mul(unit)
 }
 
 fn one(root: &DataRoot, id: &str, args: &cli::Gc) -> Result<()> {
     let dir = record::dir(root, id);
-    let Some(overlay) = record::read(&dir)? else { return Ok(()) };
+    let Some(mut overlay) = record::read(&dir)? else { return Ok(()) };
+    if !args.dry_run {
+        if overlay.pending.is_some() {
+            overlay = rotate::read(root, id)?;
+        }
+        squash::sweep(root, id)?;
+    }
     match judge(&overlay, args.stale)? {
         Verdict::Fine => Ok(()),
         Verdict::Stay(why) => {
@@ -88,4 +148,23 @@ fn judge(overlay: &Overlay, stale_too: bool) -> Result<Verdict> {
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn ages() {
+        let table = [
+            ("30d", Some(2_592_000)),
+            ("0s", Some(0)),
+            ("1w", Some(604_800)),
+            ("", None),
+            ("d", None),
+            ("-1d", None),
+            ("3ß", None),
+        ];
+        for (text, want) in table {
+            assert_eq!(super::seconds(text), want, "{text}");
+        }
+    }
 }

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::doc::{self, Overlay};
-use crate::{namespace, state, sys};
+use crate::{namespace, state, switch, sys};
 
 /// The file in an overlay's directory that the holder locks.
 pub fn file(dir: &Path) -> PathBuf {
@@ -124,7 +124,10 @@ pub fn guests(overlay: &Overlay) -> Vec<(u32, String)> {
         mounts == Some(holder.mount_namespace)
             || mounts.is_some() && namespace::inode_of(process, "user") == Some(holder.user_namespace)
     };
-    crate::busy::processes(|process| inside(process)).into_iter().filter(|(pid, _)| *pid != holder.pid).collect()
+    let found = crate::busy::processes(|process| inside(process)).into_iter();
+    // Who only waits for the end of an old mount is no guest.
+    let syncer = switch::SYNCER.to_str().ok();
+    found.filter(|(pid, name)| *pid != holder.pid && Some(&**name) != syncer).collect()
 }
 
 /// A process that can lend its namespaces to a new holder: one in both of them.

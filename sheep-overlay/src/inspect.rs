@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result};
 
-use crate::cli;
 use crate::find::{self, Target};
 use crate::record;
 use crate::state::DataRoot;
+use crate::{cli, rotate};
 
 /// Prints the document of each overlay. After an error it goes on with the others; the first error is the result.
 pub fn run(root: &DataRoot, args: &cli::Inspect) -> Result<()> {
@@ -16,7 +16,7 @@ pub fn run(root: &DataRoot, args: &cli::Inspect) -> Result<()> {
 fn print(root: &DataRoot, target: Target, field: Option<&str>) -> Result<()> {
     let id = target.id?;
     let mut document = target.document;
-    let overlay = record::read(&record::dir(root, &id))?.ok_or_else(|| find::no_such(&id))?;
+    let overlay = rotate::read(root, &id)?;
     let state = record::state(&overlay).with_context(|| id.clone())?;
     document.set("overlay", &record::as_seen(overlay, state))?;
     document.print("overlay", field)

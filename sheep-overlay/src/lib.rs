@@ -4,9 +4,13 @@
 //! on pipes ([`doc`]) and the state on disk ([`state`]), with the exit codes all four programs keep ([`exit`]).
 
 pub mod access;
+pub mod applied;
+pub mod apply;
 pub mod assemble;
 pub mod backend;
+pub mod branch;
 pub mod busy;
+pub mod carry;
 pub mod child;
 pub mod choose;
 pub mod cli;
@@ -20,11 +24,14 @@ pub mod exit;
 pub mod export;
 pub mod find;
 pub mod gc;
+pub mod history;
 pub mod holder;
 pub mod idmap;
 pub mod inode;
 pub mod inspect;
 pub mod layer;
+pub mod listing;
+pub mod log;
 pub mod lowers;
 pub mod ls;
 pub mod mount;
@@ -36,14 +43,20 @@ pub mod parts;
 pub mod quota;
 pub mod record;
 pub mod remove;
+pub mod reset;
+pub mod rotate;
 pub mod shown;
+pub mod snapshot;
+pub mod squash;
 pub mod stack;
 pub mod stacked;
 pub mod state;
+pub mod switch;
 pub mod sys;
 pub mod take_up;
 pub mod tmpfs;
 pub mod trees;
+pub mod turn;
 pub mod umount;
 pub mod unmapped;
 pub mod upper;
@@ -65,17 +78,23 @@ pub fn run(cli: cli::Cli) -> Result<()> {
         cli::Verb::Ls(args) => ls::run(&root, args),
         cli::Verb::Inspect(args) => inspect::run(&root, args),
         cli::Verb::Diff(args) => {
-            let names: Vec<_> = args.overlay.iter().cloned().collect();
+            let named = args.overlay.as_deref().map(history::parse).transpose()?;
+            let span = named.as_ref().map_or(history::Span::WHOLE, history::Named::span);
+            let names: Vec<_> = named.into_iter().map(|named| named.overlay).collect();
             let targets = find::targets(&root, &names, args.from.as_deref())?;
             for_each(targets, "diff", |target| {
-                let id = target.id?;
-                let overlay = record::read(&record::dir(&root, &id))?.ok_or_else(|| find::no_such(&id))?;
-                access::with(&overlay, |overlay| diff::run(overlay, args))
+                let overlay = rotate::read(&root, &target.id?)?;
+                access::with(&overlay, |overlay| diff::run(overlay, span, args))
             })
         }
         cli::Verb::Why(args) => why::run(&root, args),
         cli::Verb::Du(args) => du::run(&root, args),
         cli::Verb::Export(args) => export::run(&root, args),
+        cli::Verb::Apply(args) => apply::run(&root, args),
+        cli::Verb::Snapshot(args) => snapshot::run(&root, args),
+        cli::Verb::Log(args) => log::run(&root, args),
+        cli::Verb::Reset(args) => reset::run(&root, args),
+        cli::Verb::Squash(args) => squash::run(&root, args),
         cli::Verb::Exec(args) => enter::exec(&root, args),
         cli::Verb::Enter(args) => enter::enter(&root, args),
         cli::Verb::Gc(args) => gc::run(&root, args),

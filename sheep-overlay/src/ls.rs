@@ -5,7 +5,7 @@ use anyhow::{Result, anyhow};
 use crate::doc::{self, Document, Overlay};
 use crate::record::{self, Found, State};
 use crate::state::DataRoot;
-use crate::{PROGRAM, cli, exit};
+use crate::{PROGRAM, cli, exit, rotate};
 
 /// Lists the overlays, as a table or a document a line. A record that cannot be read is reported on stderr, and makes
 /// the exit code 1, but does not hide the others.
@@ -43,6 +43,7 @@ pub fn run(root: &DataRoot, args: &cli::Ls) -> Result<()> {
 
 fn read(root: &DataRoot, id: &str) -> Result<Option<(Overlay, State)>> {
     let overlay = match record::look(root, id)? {
+        Found::Whole(overlay) if overlay.pending.is_some() => rotate::read(root, id)?,
         Found::Whole(overlay) => *overlay,
         Found::Missing if record::exists(root, id.as_ref()) => {
             return Err(anyhow!(

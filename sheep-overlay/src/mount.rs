@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
 use crate::backend::kernel;
+use crate::branch::{self, Base};
 use crate::cli::{self, BackendChoice};
 use crate::doc::{self, Backend, DocPath, Document, Overlay};
 use crate::layer::Marks;
@@ -40,6 +41,8 @@ pub struct Request {
     pub idmap: Option<String>,
     /// The lowers are the layers of an image, from a document: the next program of the pipe is to see the view.
     pub of_image: bool,
+    /// `--branch`
+    pub branch: Option<Base>,
     /// Not `--no-recursive`.
     pub recursive: bool,
     /// The lowers, bottom first; may be empty for an overlay that exists.
@@ -73,6 +76,7 @@ impl Request {
             hide: args.hide.clone(),
             idmap: args.idmap.clone(),
             of_image: false,
+            branch: None,
             recursive: !args.no_recursive,
             lowers: lowers.to_vec(),
         })
@@ -94,14 +98,22 @@ fn directory(dir: &Path) -> Result<PathBuf> {
 /// Mounts, and prints the document. If even that fails the mount is undone: nobody knows of it.
 pub fn run(root: &DataRoot, args: &cli::Mount) -> Result<()> {
     let mut document = read_document(args)?;
-    let (id, lowers) = what(root, args, &document)?;
+    let base = args.branch.as_deref().map(|base| branch::base(root, base)).transpose()?;
+    let (id, lowers) = match &base {
+        Some(base) => (new_name(args)?, base.overlay.lower.iter().map(|lower| lower.0.clone()).collect()),
+        None => what(root, args, &document)?,
+    };
     let mut request = Request::of(args, &lowers)?;
     request.of_image = document.0.contains_key("image");
+    if base.is_some() {
+        branch::check(&request)?;
+        request.branch = base;
+    }
     check_request(root, &request)?;
     record::reap(root)?;
     let named = id.as_deref().map_or_else(|| first_of(&lowers), |id| id.to_owned());
     let mounted = match &id {
-        Some(id) if record::exists(root, id.as_ref()) => take_up::run(root, id, &request),
+        Some(id) if request.branch.is_none() && record::exists(root, id.as_ref()) => take_up::run(root, id, &request),
         _ => create(root, id, &request),
     };
     let (overlay, undo) = mounted.map_err(interruption).with_context(|| format!("mount {named}"))?;
@@ -202,6 +214,12 @@ fn what(root: &DataRoot, args: &cli::Mount, document: &Document) -> Result<(Opti
         return Err(exit::usage(format!("the document's layer {} is not an absolute path", lower.display())));
     }
     Ok((id, lowers))
+}
+
+/// The name of an overlay that is not to be there yet.
+fn new_name(args: &cli::Mount) -> Result<Option<String>> {
+    args.id.as_deref().map_or(Ok(()), state::check_name)?;
+    Ok(args.id.clone())
 }
 
 fn layers_of(image: Image) -> Result<Vec<PathBuf>> {
@@ -316,6 +334,9 @@ fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Ove
     overlay.at = request.at.clone().map(DocPath);
     overlay.hide = request.hide.iter().map(|path| DocPath(path.clone())).collect();
     overlay.idmap = request.idmap.clone();
+    if let Some(base) = &request.branch {
+        branch::begin(&mut overlay, base);
+    }
     record::place(&mut overlay, &dir);
     if overlay.at.is_some() {
         // A mount outside of the overlay's directory must be known before it is there.
@@ -325,6 +346,7 @@ fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Ove
     if matches!(overlay.backend, Backend::Kernel | Backend::Fuse) {
         stacked::note_use(root, &overlay.id, &lowers)?;
     }
+    branch::claim(root, &overlay)?;
     match overlay.at {
         Some(_) => record::write(building.dir(), &overlay)?,
         None => record::write_first(building.dir(), &overlay)?,

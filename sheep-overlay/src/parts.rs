@@ -259,7 +259,7 @@ impl Plan<'_> {
                     split: tree.split,
                     reason: None,
                 };
-                place_mount(&mut mount, overlay.tmpfs.is_some(), self.wanted.dir, number);
+                place_mount(&mut mount, overlay.tmpfs.is_some(), self.wanted.dir, self.wanted.dir, number);
                 for dir in mount.upper.iter().chain(&mount.work) {
                     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
                 }
@@ -303,7 +303,7 @@ impl Plan<'_> {
             }
         }
         let mut mount = bound_mount(at, what.to_path_buf(), how, reason.map(str::to_owned));
-        place_mount(&mut mount, false, self.wanted.dir, number);
+        place_mount(&mut mount, false, self.wanted.dir, self.wanted.dir, number);
         Ok(mount)
     }
 
@@ -374,12 +374,12 @@ fn absolute(at: &Path) -> DocPath {
 }
 
 /// Where the workings of a part are: its cover, and unless the changes are in memory its upper and work directory.
-fn part_dir(dir: &Path, number: usize) -> PathBuf {
+pub fn part_dir(dir: &Path, number: usize) -> PathBuf {
     dir.join("mounts").join(number.to_string())
 }
 
-/// Sets the paths of a part that are in the overlay's directory.
-pub fn place_mount(mount: &mut Mount, tmpfs: bool, dir: &Path, number: usize) {
+/// Sets the paths of a part that are in the overlay's directory, or in that of the overlay that has the covers.
+pub fn place_mount(mount: &mut Mount, tmpfs: bool, dir: &Path, covers: &Path, number: usize) {
     match mount.how {
         How::Overlay => {}
         How::File => {
@@ -392,7 +392,7 @@ pub fn place_mount(mount: &mut Mount, tmpfs: bool, dir: &Path, number: usize) {
     mount.upper = Some(base.join("upper").into());
     mount.work = Some(base.join("work").into());
     if mount.cover.is_some() {
-        mount.cover = Some(part_dir(dir, number).join("cover").into());
+        mount.cover = Some(part_dir(covers, number).join("cover").into());
     }
 }
 

@@ -24,6 +24,15 @@ pub fn limit(dir: &Path, dirs: &[&Path], bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// Puts more directories into the project of `like`.
+pub fn extend(like: &Path, dirs: &[&Path]) -> Result<()> {
+    let project = sys::project_of(&open(like)?).map_err(|e| refusal(e, like))?;
+    for member in dirs {
+        sys::set_project(&open(member)?, project).with_context(|| format!("{}: set its project", member.display()))?;
+    }
+    Ok(())
+}
+
 /// Sets another limit for an overlay that has one.
 pub fn change(dir: &Path, bytes: u64) -> Result<()> {
     let project = sys::project_of(&open(&dir.join("upper"))?).map_err(|e| refusal(e, dir))?;

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use crate::child::{After, Place};
 use crate::doc::{Backend, DocPath, Overlay, UserNamespace};
 use crate::state::{self, DataRoot, Durability, Lock};
-use crate::{PROGRAM, assemble, child, exit, holder, mountpoint, parts, remove, sys};
+use crate::{PROGRAM, applied, assemble, child, exit, holder, mountpoint, parts, remove, sys};
 
 /// How the name of the lock file of an overlay begins while it is being made; its id follows.
 const NEW: &str = ".new-";
@@ -115,11 +115,12 @@ pub fn place(overlay: &mut Overlay, dir: &Path) {
     let base = if in_memory { dir.join("tmpfs") } else { dir.to_path_buf() };
     overlay.upper = DocPath(base.join("upper"));
     overlay.work = DocPath(base.join("work"));
+    let covers = overlay.branch.as_ref().map_or_else(|| dir.to_path_buf(), |branch| dir.with_file_name(&branch.origin));
     if let Some(cover) = &mut overlay.cover {
-        *cover = DocPath(dir.join("cover"));
+        *cover = DocPath(covers.join("cover"));
     }
     for (number, mount) in overlay.mounts.iter_mut().enumerate() {
-        parts::place_mount(mount, in_memory, dir, number);
+        parts::place_mount(mount, in_memory, dir, &covers, number);
     }
 }
 
@@ -151,9 +152,17 @@ pub fn write_first(dir: &Path, overlay: &Overlay) -> Result<()> {
     write().with_context(|| format!("write {}", file.display()))
 }
 
-/// Replaces the record. Not synced: it differs from the old one only in what the kernel is asked about anyway.
+/// Replaces the record. It is synced only where it has snapshots, of which nobody else knows how they belong together;
+/// else it differs from the old one only in what the kernel is asked about anyway. What is in memory is lost with it.
 pub fn write(dir: &Path, overlay: &Overlay) -> Result<()> {
-    state::write_json(&dir.join("overlay.json"), overlay, Durability::Rebuildable)
+    let has_history = !overlay.snapshots.is_empty() || overlay.branch.is_some() || overlay.pending.is_some();
+    let durability = if has_history && overlay.tmpfs.is_none() { Durability::Synced } else { Durability::Rebuildable };
+    state::write_json(&dir.join("overlay.json"), overlay, durability)
+}
+
+/// Replaces the record, and makes it durable: of an overlay that is kept.
+pub fn write_durably(dir: &Path, overlay: &Overlay) -> Result<()> {
+    state::write_json(&dir.join("overlay.json"), overlay, Durability::Synced)
 }
 
 /// Waits for the lock of an overlay; every change of it is made under this lock. `None` where there is no such overlay,
@@ -377,6 +386,7 @@ fn remove_all(dir: &Path) -> Result<()> {
 /// Unmounts and deletes what processes left that were killed in the middle of `mount` or `umount`. What a living process
 /// is working on is locked, and passed over; what cannot be deleted is reported on stderr and left to the next command.
 pub fn reap(root: &DataRoot) -> Result<()> {
+    applied::mend(root)?;
     for name in names(root)? {
         let name_of = |prefix: &str| name.to_str().and_then(|name| name.strip_prefix(prefix));
         let reaped = match (name_of(NEW), name_of(GONE)) {

@@ -1,25 +1,38 @@
 //! What an overlay has at the paths that changed, read where its changes are, without the merged view.
 
 use std::ffi::{CString, OsStr};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, Stat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 
 use crate::doc::{How, Overlay};
-use crate::stack::{self, open_beneath};
+use crate::history::Point;
+use crate::layer::Marks;
+use crate::stack::{self, Stack, open_beneath};
 use crate::trees::{self, Tree};
+use crate::walk::join;
 use crate::{diff, record};
 
 /// The trees of an overlay, opened.
 #[derive(Debug)]
 pub struct Shown {
-    trees: Vec<(Tree, OwnedFd)>,
+    trees: Vec<(Tree, Place)>,
     /// Files that are mounted on files: where each is in the view, and the copy that the view has of it.
     files: Vec<(Vec<u8>, PathBuf)>,
+}
+
+/// Where a tree has what it shows.
+#[derive(Debug)]
+enum Place {
+    /// In one directory.
+    Tree(OwnedFd),
+    /// In the view of several layers.
+    View(Stack),
 }
 
 /// Something that an overlay shows.
@@ -37,14 +50,34 @@ impl Shown {
     /// Opens the trees of an overlay (see [`crate::access::with`] for the rights that this takes).
     pub fn open(overlay: &Overlay) -> Result<Self> {
         let made = record::dir_of(overlay).join("merged");
-        let open = |tree: Tree| -> Result<(Tree, OwnedFd)> {
-            let real: PathBuf = if record::is_copy(overlay) { made.clone() } else { tree.upper.clone() };
-            let (fd, _) = stack::open_alone(&real).with_context(|| real.display().to_string())?;
-            Ok((tree, fd))
+        let place = |tree: &Tree| -> Result<Place> {
+            if !tree.frozen.is_empty() {
+                return Ok(Place::View(Stack::open(&tree.layers(), Marks::of(overlay), None)?));
+            }
+            let real = if record::is_copy(overlay) { &made } else { &tree.upper };
+            let (fd, _) = stack::open_alone(real).with_context(|| real.display().to_string())?;
+            Ok(Place::Tree(fd))
         };
+        Self::with(overlay, trees::of(overlay), place)
+    }
+
+    /// Opens the trees of a state of an overlay, with all that is there, changed or not.
+    pub fn open_at(overlay: &Overlay, point: Point) -> Result<Self> {
+        let view = |tree: &Tree, layers: &[PathBuf]| -> Result<Place> {
+            Ok(Place::View(Stack::open(&[&tree.lowers[..], layers].concat(), Marks::of(overlay), None)?))
+        };
+        match point {
+            Point::Lowers => Self::with(overlay, trees::of(overlay), |tree| view(tree, &[])),
+            Point::Now => Self::with(overlay, trees::of(overlay), |tree| view(tree, &tree.layers())),
+            Point::Snapshot(number) => Self::with(overlay, trees::on(overlay, number), |tree| view(tree, &tree.frozen)),
+        }
+    }
+
+    fn with(overlay: &Overlay, trees: Vec<Tree>, place: impl Fn(&Tree) -> Result<Place>) -> Result<Self> {
+        let open = |tree: Tree| place(&tree).map(|place| (tree, place));
         let files = overlay.mounts.iter().filter(|mount| mount.how == How::File);
         let files = files.filter_map(|mount| Some((bare(&mount.path), mount.upper.as_ref()?.0.clone())));
-        Ok(Shown { trees: trees::of(overlay).into_iter().map(open).collect::<Result<_>>()?, files: files.collect() })
+        Ok(Shown { trees: trees.into_iter().map(open).collect::<Result<_>>()?, files: files.collect() })
     }
 
     /// Whether a path is that of a file that is mounted on another.
@@ -63,23 +96,103 @@ impl Shown {
         let is_in = |tree: &Tree| {
             tree.prefix.is_empty() || Path::new(OsStr::from_bytes(path)).starts_with(OsStr::from_bytes(&tree.prefix))
         };
-        let Some((tree, root)) = self.trees.iter().rev().find(|(tree, _)| is_in(tree)) else {
+        let Some((tree, place)) = self.trees.iter().rev().find(|(tree, _)| is_in(tree)) else {
             bail!("it is in no tree of the overlay")
         };
         let inside = path.strip_prefix(&tree.prefix[..]).unwrap_or(path);
         let (dir, name) = split(inside.strip_prefix(b"/").unwrap_or(inside));
-        let name = if name.is_empty() { b"." } else { name };
+        let name = CString::new(if name.is_empty() { b"." } else { name }).context("a name with a NUL")?;
+        let root = match place {
+            Place::Tree(root) => root,
+            Place::View(stack) => return in_view(stack, dir, name),
+        };
         match open_beneath(root, dir) {
-            Ok(dir) => stat_in(dir, CString::new(name).context("a name with a NUL")?),
+            Ok(dir) => stat_in(dir, name),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(e) => Err(e).with_context(|| format!("/{}", diff::escaped(dir))),
         }
+    }
+
+    /// All directories where the changes are, with their attributes, parents first: those of the lowers in which nothing
+    /// changed are not among them, unless the overlay is a copy.
+    pub fn directories(&self) -> Result<Vec<(Vec<u8>, Stat)>> {
+        let mut found = Vec::new();
+        for (tree, place) in &self.trees {
+            match place {
+                Place::Tree(root) => directories_below(&tree.prefix, root, &mut found)?,
+                Place::View(stack) => directories_of(&tree.prefix, stack, &mut found)?,
+            }
+        }
+        found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
     }
 
     /// Like [`Shown::entry`], where there must be one.
     pub fn must(&self, path: &[u8]) -> Result<Entry> {
         self.entry(path)?.with_context(|| format!("/{}: it has gone, or was never copied up", diff::escaped(path)))
     }
+}
+
+fn directories_below(prefix: &[u8], root: &OwnedFd, found: &mut Vec<(Vec<u8>, Stat)>) -> Result<()> {
+    let mut pending = vec![(prefix.to_vec(), root.try_clone()?)];
+    while let Some((path, dir)) = pending.pop() {
+        let shown = || format!("/{}", diff::escaped(&path));
+        found.push((path.clone(), fstat(&dir)?));
+        for name in directories_in(&dir).with_context(shown)? {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match openat(&dir, &*name, flags, Mode::empty()) {
+                Ok(inner) => pending.push((join(&path, name.to_bytes()), inner)),
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(e) => return Err(e).with_context(shown),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn directories_of(prefix: &[u8], stack: &Stack, found: &mut Vec<(Vec<u8>, Stat)>) -> Result<()> {
+    let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
+    let mut pending = vec![(Vec::new(), stack.root()?)];
+    while let Some((path, dir)) = pending.pop() {
+        let Some(stat) = dir.stat() else { continue };
+        let full = match (prefix, &path[..]) {
+            (prefix, b"") => prefix.to_vec(),
+            (prefix, path) => join(prefix, path),
+        };
+        found.push((full, *stat));
+        for entry in stack.list(&dir, &path, &mut buffer)? {
+            if entry.kind == FileType::Directory {
+                pending.push((join(&path, entry.name.to_bytes()), stack.child(&dir, &entry.name, &path)?));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn directories_in(dir: &OwnedFd) -> Result<Vec<CString>> {
+    let mut buffer = vec![MaybeUninit::uninit(); 16 << 10];
+    let mut names = Vec::new();
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_dir = match entry.file_type() {
+            FileType::Unknown => {
+                FileType::from_raw_mode(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) == FileType::Directory
+            }
+            kind => kind == FileType::Directory,
+        };
+        if is_dir && !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn in_view(stack: &Stack, path: &[u8], name: CString) -> Result<Option<Entry>> {
+    let dir = stack.find(path)?;
+    let Some((layer, stat)) = stack.lookup(&dir, &name, path)? else { return Ok(None) };
+    Ok(Some(Entry { dir: dir.layer(layer).try_clone_to_owned()?, name, stat }))
 }
 
 fn stat_in(dir: OwnedFd, name: CString) -> Result<Option<Entry>> {

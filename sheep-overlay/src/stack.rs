@@ -5,7 +5,7 @@
 //! Mounts below a lower are not entered, as OverlayFS does not show them: as root we read a private clone of each
 //! lower's mount, where they are absent; without the right to clone, a directory that is a mount point counts as empty.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -35,9 +35,9 @@ pub struct Stack {
     /// A directory of the overlay itself, should a lower contain it: shown as empty.
     hidden: Option<(u64, u64)>,
     noatime: AtomicBool,
-    /// The topmost was written by fuse-overlayfs, which where it may not make whiteouts hides by names: `.wh.NAME` hides
-    /// NAME, `.wh..wh..opq` all that is below the directory.
-    pub top_is_of_fuse: bool,
+    /// So many at the top were written by fuse-overlayfs, which where it may not make whiteouts hides by names: `.wh.NAME`
+    /// hides NAME, `.wh..wh..opq` all that is below the directory.
+    pub of_fuse: usize,
 }
 
 #[derive(Debug)]
@@ -141,7 +141,7 @@ impl Stack {
             None => None,
         };
         let noatime = AtomicBool::new(rustix::process::geteuid().is_root());
-        Ok(Stack { lowers, marks, hidden, noatime, top_is_of_fuse: false })
+        Ok(Stack { lowers, marks, hidden, noatime, of_fuse: 0 })
     }
 
     /// The root of the merged view.
@@ -247,7 +247,7 @@ impl Stack {
     }
 
     fn is_of_fuse(&self, layer: &Layer) -> bool {
-        self.top_is_of_fuse && layer.lower == 0
+        layer.lower < self.of_fuse
     }
 
     /// Whether a layer hides what others have of a name by a name of its own.
@@ -331,6 +331,46 @@ impl Stack {
             found(Entry { name: name.to_owned(), kind, layer: at }, hides);
         }
         Ok(())
+    }
+
+    /// The names that stand in some of the layers of a directory, whiteouts among them, sorted.
+    pub fn names_in(
+        &self,
+        dir: &Dir,
+        path: &[u8],
+        wanted: impl Fn(usize) -> bool,
+        buffer: &mut [MaybeUninit<u8>],
+    ) -> Result<BTreeSet<CString>> {
+        let mut names = BTreeSet::new();
+        if dir.closed {
+            return Ok(names);
+        }
+        for (at, layer) in dir.layers.iter().enumerate().filter(|(_, layer)| wanted(layer.lower)) {
+            let list = self.list_layer(layer, at, buffer, |entry, _| {
+                names.insert(entry.name);
+            });
+            list.with_context(|| self.describe(dir, at, path, c""))?;
+        }
+        Ok(names)
+    }
+
+    /// The directory at a path of the view; [`Dir::absent`] where it has none.
+    pub fn find(&self, path: &[u8]) -> Result<Dir> {
+        let mut dir = self.root()?;
+        let mut at = 0;
+        for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
+            dir = self.child(&dir, &CString::new(part)?, &path[..at])?;
+            if dir.stat().is_none() {
+                return Ok(Dir::absent());
+            }
+            at += part.len() + usize::from(at > 0);
+        }
+        Ok(dir)
+    }
+
+    /// How many lowers there are.
+    pub fn height(&self) -> usize {
+        self.lowers.len()
     }
 
     /// What the view has under `name` in `dir`: the layer it stands in, and its attributes. `path` is `dir`'s own.

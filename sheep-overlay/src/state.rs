@@ -7,6 +7,7 @@
 //!   images/                                       an OCI image layout
 //!   layers/sha256/<hex of diffID>/                unpacked once, shared by every image that has it
 //!   overlay/<id>/{upper,work,merged,overlay.json,lock}
+//!   overlay/<id>/snapshots/<layer>/upper          what a snapshot put aside
 //!   containers/<id>/{config.json,container.json,log}
 //! ```
 //!

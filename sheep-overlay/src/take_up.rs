@@ -15,7 +15,9 @@ use crate::mount::{Request, Undo};
 use crate::record::{self, State};
 use crate::state::{self, DataRoot};
 use crate::trees::Tree;
-use crate::{access, assemble, choose, exit, find, holder, mountpoint, quota, stacked, sys, trees, upper, view};
+use crate::{
+    access, assemble, choose, exit, find, holder, mountpoint, quota, rotate, stacked, sys, trees, upper, view,
+};
 
 /// Mounts an existing overlay again. Errors with busy (4) where it is mounted, here or anywhere.
 pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Undo)> {
@@ -27,6 +29,7 @@ pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Und
             dir.display()
         )
     })?;
+    let before = rotate::settled(&dir, before)?;
     match record::state(&before)? {
         State::Kept | State::Stale => {}
         State::Mounted => {
@@ -66,7 +69,8 @@ pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Und
     Ok((overlay, Undo::Restore(Box::new(before))))
 }
 
-fn mount(root: &DataRoot, before: &Overlay, overlay: &mut Overlay, dir: &Path, lowers: &[Lower]) -> Result<()> {
+/// Mounts an overlay that is not mounted: `overlay` is its record as it is to be, `before` as it is.
+pub fn mount(root: &DataRoot, before: &Overlay, overlay: &mut Overlay, dir: &Path, lowers: &[Lower]) -> Result<()> {
     match before.backend {
         Backend::Copy | Backend::Btrfs => return mount_copy(overlay, dir),
         Backend::Kernel | Backend::Fuse => {}
@@ -265,12 +269,19 @@ fn prepare_upper(before: &Overlay, dir: &Path) -> Result<()> {
 }
 
 fn is_marked(tree: &Tree) -> bool {
-    kernel::volatile_marker(&tree.work).exists()
+    layers(tree).any(|(_, work)| kernel::volatile_marker(&work).exists())
+}
+
+/// Uppers and their work directories: those of snapshots, which lie beside them as long as they are marked, and the present one.
+fn layers(tree: &Tree) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+    let frozen = tree.frozen.iter().map(|upper| (upper.clone(), upper.with_file_name("work")));
+    frozen.chain([(tree.upper.clone(), tree.work.clone())])
 }
 
 /// Makes what a volatile overlay wrote durable, and its uppers fit to be mounted again. The kernel closes its own part of
 /// the work directory to all, so that this must be done with the rights of [`access::with`].
 pub fn settle(overlay: &Overlay) -> Result<()> {
     let trees = trees::of(overlay);
-    trees.iter().filter(|tree| is_marked(tree)).try_for_each(|tree| kernel::settle_volatile(&tree.upper, &tree.work))
+    let marked = trees.iter().flat_map(layers).filter(|(_, work)| kernel::volatile_marker(work).exists());
+    marked.into_iter().try_for_each(|(upper, work)| kernel::settle_volatile(&upper, &work))
 }

@@ -10,7 +10,7 @@ use crate::find::{self, Target};
 use crate::mountpoint::{self, NotUnmounted};
 use crate::record::{self, State};
 use crate::state::DataRoot;
-use crate::{PROGRAM, access, assemble, busy, cli, exit, holder, quota, stacked, take_up, tmpfs, trees};
+use crate::{PROGRAM, access, assemble, busy, cli, exit, holder, quota, rotate, stacked, take_up, tmpfs, trees};
 
 /// Unmounts each overlay. After an error it goes on with the others; the first error is the result.
 pub fn run(root: &DataRoot, args: &cli::Umount) -> Result<()> {
@@ -42,6 +42,7 @@ pub fn drop_overlay(root: &DataRoot, id: &str) -> Result<()> {
     let mut _hold = None;
     match record::read(&dir)? {
         Some(overlay) => {
+            let overlay = rotate::settled(&dir, overlay)?;
             _hold = if worth_a_hold(&overlay) { mountpoint::hold(&overlay.merged) } else { None };
             unmount(&overlay, &dir)?;
             end_workings(&overlay, &dir)?;
@@ -70,7 +71,9 @@ fn end_workings(overlay: &Overlay, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn refuse_if_stacked_on(root: &DataRoot, dir: &Path, mounted_only: bool) -> Result<()> {
+/// Errors with busy (4) where another overlay has the one in `dir` as a lower or branched from it; with `mounted_only`, only
+/// one that is mounted on its merged view counts.
+pub fn refuse_if_stacked_on(root: &DataRoot, dir: &Path, mounted_only: bool) -> Result<()> {
     match stacked::user_of(root, dir, mounted_only)? {
         Some(user) => Err(exit::busy(format!("in use as a lower by overlay {user}; unmount that first"))),
         None => Ok(()),
@@ -91,7 +94,7 @@ fn worth_a_hold(overlay: &Overlay) -> bool {
 pub fn keep_overlay(root: &DataRoot, id: &str) -> Result<Overlay> {
     let dir = record::dir(root, id);
     let _lock = record::lock(root, id)?.ok_or_else(|| find::no_such(id))?;
-    let mut overlay = record::read(&dir)?.ok_or_else(|| find::no_such(id))?;
+    let mut overlay = rotate::settled(&dir, record::read(&dir)?.ok_or_else(|| find::no_such(id))?)?;
     refuse_if_stacked_on(root, &dir, true)?;
     if overlay.tmpfs.is_some() {
         return Err(exit::usage("its changes are in memory, and end with the mount: they cannot be kept"));
@@ -104,7 +107,7 @@ pub fn keep_overlay(root: &DataRoot, id: &str) -> Result<Overlay> {
     overlay.mount_id = None;
     overlay.boot_id = None;
     overlay.holder = None;
-    record::write(&dir, &overlay)?;
+    record::write_durably(&dir, &overlay)?;
     Ok(overlay)
 }
 
@@ -114,7 +117,7 @@ fn drop_lazily(root: &DataRoot, id: &str) -> Result<()> {
     let dir = record::dir(root, id);
     let _lock = record::lock(root, id)?.ok_or_else(|| find::no_such(id))?;
     refuse_if_stacked_on(root, &dir, false)?;
-    let mut overlay = record::read(&dir)?.ok_or_else(|| find::no_such(id))?;
+    let mut overlay = rotate::settled(&dir, record::read(&dir)?.ok_or_else(|| find::no_such(id))?)?;
     match record::state(&overlay)? {
         State::Covered => return Err(take_up::covered(&overlay)),
         State::Mounted if record::is_copy(&overlay) => {
@@ -162,8 +165,8 @@ pub fn still_in_use(overlay: &Overlay, dir: &Path) -> Result<Option<String>> {
     Ok(used.then(|| "a process".to_owned()))
 }
 
-/// Unmounts what is mounted of an overlay; that nothing is, is no error.
-fn unmount(overlay: &Overlay, dir: &Path) -> Result<()> {
+/// Unmounts what is mounted of an overlay; that nothing is, is no error. Errors with busy (4) where somebody uses it.
+pub fn unmount(overlay: &Overlay, dir: &Path) -> Result<()> {
     match record::state(overlay)? {
         State::Covered => return Err(take_up::covered(overlay)),
         State::Kept => return Ok(()),
@@ -228,8 +231,9 @@ fn end_holder(overlay: &Overlay, dir: &Path) -> Result<()> {
     }
 }
 
-/// What is busy for a moment only (a closing file, a scanner) shows no user: then another try is worth it.
-fn until_not_busy(overlay: &Overlay, unmount: impl Fn() -> Result<(), NotUnmounted>) -> Result<()> {
+/// Tries it until it is not busy any more. What is busy for a moment only (a closing file, a scanner) shows no user: then another
+/// try is worth it. Errors with busy (4), naming who it is.
+pub fn until_not_busy(overlay: &Overlay, unmount: impl Fn() -> Result<(), NotUnmounted>) -> Result<()> {
     for attempt in 0..20 {
         match unmount() {
             Ok(()) => return Ok(()),

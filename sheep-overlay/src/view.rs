@@ -19,9 +19,14 @@ use crate::sys;
 /// Where a command that runs in the overlay finds it: the directory of `--at`, or the place of the one lower; `None` for
 /// several lowers and for layers of images, which have no place of their own: these are seen in the merged directory.
 pub fn place(root: &DataRoot, overlay: &Overlay) -> Option<PathBuf> {
+    place_below(root.path(), overlay)
+}
+
+/// Like [`place`], by the path of the data directory.
+pub fn place_below(data: &Path, overlay: &Overlay) -> Option<PathBuf> {
     match (&overlay.at, overlay.lower.as_slice()) {
         (Some(at), _) => Some(at.0.clone()),
-        (None, [only]) if !only.starts_with(root.path()) => Some(only.0.clone()),
+        (None, [only]) if !only.starts_with(data) => Some(only.0.clone()),
         _ => None,
     }
 }

@@ -14,7 +14,7 @@ use crate::doc::{DocPath, How, Overlay, write_out};
 use crate::du::name_of;
 use crate::layer::{self, Marks, Opaque};
 use crate::state::DataRoot;
-use crate::{access, cli, exit, find, record, trees};
+use crate::{access, cli, exit, find, history, record, rotate, trees};
 
 /// What is to be said about a path.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub struct Answer {
     /// Where it is on the disk; absent where the view has no such path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<DocPath>,
+    /// The snapshot of this overlay whose layer that is; absent where it is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<u32>,
     /// Directories of layers further down that merge with it, top first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub merges: Vec<DocPath>,
@@ -49,7 +52,7 @@ pub struct Hidden {
 /// Prints where a path comes from. Errors with not found (3) where no layer has it.
 pub fn run(root: &DataRoot, args: &cli::Why) -> Result<()> {
     let id = find::by_name(root, &args.overlay)?;
-    let overlay = record::read(&record::dir(root, &id))?.ok_or_else(|| find::no_such(&id))?;
+    let overlay = rotate::read(root, &id)?;
     let path = inside(&overlay, &args.path);
     let answer = access::with(&overlay, |overlay| answer(overlay, &path)).with_context(|| format!("why {id}"))?;
     if answer.from.is_none() && answer.hidden.is_empty() {
@@ -71,7 +74,10 @@ fn inside(overlay: &Overlay, path: &Path) -> PathBuf {
 fn in_words(answer: &Answer) -> String {
     let path = name_of(&answer.path);
     let mut text = match &answer.from {
-        Some(from) => format!("{path}: from {}\n", name_of(from)),
+        Some(from) => {
+            let snapshot = answer.snapshot.map_or_else(String::new, |number| format!(" (snapshot {number})"));
+            format!("{path}: from {}{snapshot}\n", name_of(from))
+        }
         None => format!("{path}: deleted\n"),
     };
     for merged in &answer.merges {
@@ -91,6 +97,7 @@ pub fn answer(overlay: &Overlay, path: &Path) -> Result<Answer> {
     let mut answer = Answer {
         path: Path::new("/").join(path).into(),
         from: None,
+        snapshot: None,
         merges: Vec::new(),
         hidden: Vec::new(),
         note: None,
@@ -126,6 +133,12 @@ pub fn answer(overlay: &Overlay, path: &Path) -> Result<Answer> {
     for layer in layers {
         look(&mut answer, &mut by, &layer, path, marks)?;
     }
+    let place = history::place(overlay);
+    let of = |from: &DocPath| {
+        let layer = from.strip_prefix(&place).ok()?.iter().next()?.to_str()?;
+        overlay.snapshots.iter().find(|snapshot| snapshot.layer == layer).map(|snapshot| snapshot.number)
+    };
+    answer.snapshot = answer.from.as_ref().and_then(of);
     Ok(answer)
 }
 
@@ -135,7 +148,8 @@ fn layers_of<'a>(overlay: &Overlay, path: &'a Path) -> (Vec<PathBuf>, &'a Path) 
     let trees = trees::of(overlay);
     let tree = trees.iter().rev().find(|tree| path.starts_with(prefix(tree))).unwrap_or(&trees[0]);
     let inside = path.strip_prefix(prefix(tree)).unwrap_or(path);
-    (std::iter::once(&tree.upper).chain(tree.lowers.iter().rev()).cloned().collect(), inside)
+    let layers = tree.layers();
+    (layers.iter().rev().chain(tree.lowers.iter().rev()).cloned().collect(), inside)
 }
 
 /// What one layer has of the path, given what hides it from the layers above (`by`).

@@ -6,6 +6,8 @@
 #[path = "cli/harness.rs"]
 mod harness;
 
+#[path = "cli/apply.rs"]
+mod apply;
 #[path = "cli/copies.rs"]
 mod copies;
 #[path = "cli/crash.rs"]
@@ -30,10 +32,14 @@ mod names;
 mod overlays;
 #[path = "cli/pitfalls.rs"]
 mod pitfalls;
+#[path = "cli/power.rs"]
+mod power;
 #[path = "cli/removal.rs"]
 mod removal;
 #[path = "cli/rootless.rs"]
 mod rootless;
+#[path = "cli/snapshots.rs"]
+mod snapshots;
 #[path = "cli/visible.rs"]
 mod visible;
 #[path = "cli/whole.rs"]

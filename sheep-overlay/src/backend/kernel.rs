@@ -17,8 +17,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, fsconfig_create, fsconfig_set_fd,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    move_mount, open_tree,
 };
 
 use crate::lowers::{Lower, open_path};
@@ -173,31 +174,108 @@ struct Parts<'a> {
     writable: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
 }
 
+/// Makes an overlay and puts it beneath what is mounted on each of `points`, where nobody sees it yet. Gives its mounts, one for
+/// each point; `None` where this kernel cannot (before Linux 6.5, or nothing may come beneath the mount there), and then
+/// nothing is mounted. `aside` is a directory that is not there, for [`slip_out`].
+pub fn mount_beneath(stack: &Stack, points: &[PathBuf], aside: &Path) -> Result<Option<Vec<OwnedFd>>, Refused> {
+    for way in [Way::Descriptors, Way::ProcStrings] {
+        match with_parts(stack, |parts| new_mount(way, stack, parts)) {
+            Ok(mount) => return put_beneath(mount, points, aside),
+            Err(Failure::Refused(refused)) => return Err(refused),
+            Err(Failure::UnknownWay) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// `MOVE_MOUNT_BENEATH`, which rustix has no name for yet.
+const BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
+
+fn put_beneath(mount: OwnedFd, points: &[PathBuf], aside: &Path) -> Result<Option<Vec<OwnedFd>>, Refused> {
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::from_bits_retain(AtFlags::EMPTY_PATH.bits());
+    let mut mounts = vec![mount];
+    while mounts.len() < points.len() {
+        mounts.push(open_tree(&mounts[0], "", clone).map_err(Refused::at("open_tree"))?);
+    }
+    let mut placed: Vec<OwnedFd> = Vec::new();
+    for (mount, point) in mounts.into_iter().zip(points) {
+        match move_mount(&mount, "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | BENEATH) {
+            Ok(()) => placed.push(mount),
+            Err(errno) => {
+                for (mount, point) in placed.into_iter().zip(points) {
+                    slip_out(mount, point, aside)?;
+                }
+                return if errno == Errno::INVAL { Ok(None) } else { Err(Refused::at("move_mount")(errno)) };
+            }
+        }
+    }
+    Ok(Some(placed))
+}
+
+/// Takes a mount that was put beneath another one out again. That other one is moved aside for a moment, which its users do
+/// not notice: it is theirs, wherever it is.
+pub fn slip_out(mount: OwnedFd, point: &Path, aside: &Path) -> Result<(), Refused> {
+    let slip = || -> Result<(), Errno> {
+        // Nothing can be moved away from a mount that is shared, or to one that is.
+        crate::sys::make_private(&mount)?;
+        drop(mount);
+        rustix::fs::mkdir(aside, Mode::RWXU)?;
+        rustix::mount::mount_bind(aside, aside)?;
+        rustix::mount::mount_change(aside, MountPropagationFlags::PRIVATE)?;
+        let inner = aside.join("mount");
+        rustix::fs::mkdir(&inner, Mode::RWXU)?;
+        move_mount(CWD, point, CWD, &inner, MoveMountFlags::empty())?;
+        let removed = rustix::mount::unmount(point, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH);
+        move_mount(CWD, &inner, CWD, point, MoveMountFlags::empty())?;
+        removed
+    };
+    let done = slip().map_err(Refused::at("take the new mount out again"));
+    // What is left of it here is empty, and in nobody's way.
+    let _ = rustix::fs::rmdir(aside.join("mount"));
+    let _ = rustix::mount::unmount(aside, UnmountFlags::NOFOLLOW);
+    let _ = rustix::fs::rmdir(aside);
+    done
+}
+
 fn mount_by(way: Way, stack: &Stack) -> Result<(), Failure> {
+    with_parts(stack, |parts| {
+        if way == Way::OldMount {
+            return old_mount(stack, parts);
+        }
+        let mount = new_mount(way, stack, parts)?;
+        // Detached, it has no other user; from here on it is seen.
+        move_mount(&mount, "", CWD, stack.merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(Refused::at("move_mount"))?;
+        Ok(())
+    })
+}
+
+/// Opens what is to be stacked, and does `act` with it.
+fn with_parts<T>(stack: &Stack, act: impl FnOnce(&Parts) -> Result<T, Failure>) -> Result<T, Failure> {
     let mut lowers: Vec<BorrowedFd> = stack.lowers.iter().rev().map(|lower| lower.fd.as_fd()).collect();
     if stack.read_only && stack.upper.as_os_str().is_empty() {
-        let parts = Parts { lowers, writable: None };
-        return if way == Way::OldMount { old_mount(stack, &parts) } else { new_mount(way, stack, &parts) };
+        return act(&Parts { lowers, writable: None });
     }
     let upper = open_path(stack.upper).map_err(Refused::at("open upper"))?;
     if stack.read_only {
         if lowers.len() < 2 || !is_empty(stack.upper) {
             lowers.insert(0, upper.as_fd());
         }
-        let parts = Parts { lowers, writable: None };
-        return if way == Way::OldMount { old_mount(stack, &parts) } else { new_mount(way, stack, &parts) };
+        return act(&Parts { lowers, writable: None });
     }
     let work = open_path(stack.work).map_err(Refused::at("open work"))?;
     can_be_upper(&upper, &work, stack)?;
-    let parts = Parts { lowers, writable: Some((upper.as_fd(), work.as_fd())) };
-    if way == Way::OldMount { old_mount(stack, &parts) } else { new_mount(way, stack, &parts) }
+    act(&Parts { lowers, writable: Some((upper.as_fd(), work.as_fd())) })
 }
 
 fn is_empty(dir: &Path) -> bool {
     std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<(), Failure> {
+/// Makes the overlay, mounted nowhere yet.
+fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<OwnedFd, Failure> {
     let fs = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
         Err(Errno::NOSYS) => return Err(Failure::UnknownWay),
         opened => opened.map_err(Refused::at("fsopen(overlay)"))?,
@@ -246,10 +324,7 @@ fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<(), Failure> {
     if !stack.read_only {
         is_writable(&mount).map_err(no_writing)?;
     }
-    // Detached, it has no other user; from here on it is seen.
-    move_mount(&mount, "", CWD, stack.merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|e| refused("move_mount", e))?;
-    Ok(())
+    Ok(mount)
 }
 
 fn old_mount(stack: &Stack, parts: &Parts) -> Result<(), Failure> {

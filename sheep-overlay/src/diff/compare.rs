@@ -217,7 +217,7 @@ fn is_acl(name: &[u8]) -> bool {
 }
 
 /// Fills the buffer but for the end of the file.
-pub(super) fn read_full(file: &impl std::os::fd::AsFd, buffer: &mut [u8], at: u64) -> Result<usize> {
+pub(crate) fn read_full(file: &impl std::os::fd::AsFd, buffer: &mut [u8], at: u64) -> Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match pread(file, &mut buffer[filled..], at + filled as u64) {

@@ -7,7 +7,7 @@
 use std::ffi::{CString, OsStr};
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -16,10 +16,12 @@ use imara_diff::{Algorithm, Diff, InternedInput, sources::byte_lines};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
-use super::{Aspect, Change, Depth, Kind, changes_to, show};
+use super::{Aspect, Change, Depth, Kind, changes_between, layers_at, show};
 use crate::doc::{How, Mount, Overlay, write_out};
+use crate::history::Span;
 use crate::layer::Marks;
-use crate::stack::{self, Dir, Stack, open_beneath};
+use crate::shown::{Entry, Shown};
+use crate::stack::{Dir, Stack};
 use crate::trees::{self, Tree};
 use crate::walk::join;
 use crate::{PROGRAM, exit, record};
@@ -60,19 +62,28 @@ impl Side {
 }
 
 /// A writable tree, opened for looking at both sides.
-struct Sides {
+struct Sides<'a> {
     tree: Tree,
+    /// What was before.
     stack: Stack,
-    real: OwnedFd,
+    /// What is now.
+    shown: &'a Shown,
 }
 
-/// Prints the patch; how much of the changes it cannot carry is said on stderr, once.
+/// Prints the patch that makes all changes of an overlay.
 pub fn run(overlay: &Overlay) -> Result<()> {
+    between(overlay, Span::WHOLE)
+}
+
+/// Prints the patch from one state of an overlay to another; how much of the changes it cannot carry is said on stderr, once.
+pub fn between(overlay: &Overlay, span: Span) -> Result<()> {
     let mut notes = Vec::new();
     let mut patch = Vec::new();
     let made = record::dir_of(overlay).join("merged");
     let mut open: Vec<Sides> = Vec::new();
-    let changes = changes_to(overlay, Depth::Everything)?;
+    let changes = changes_between(overlay, span, Depth::Everything)?;
+    let shown = if span == Span::WHOLE { Shown::open(overlay)? } else { Shown::open_at(overlay, span.to)? };
+    let before = layers_at(overlay, span.from)?;
     for (number, change) in changes.iter().enumerate() {
         // Sorted by bytes, what is in a directory comes after it, with only such names between as begin with the directory's.
         let name = change.path.as_os_str().as_bytes();
@@ -88,12 +99,11 @@ pub fn run(overlay: &Overlay) -> Result<()> {
             ));
             continue;
         }
-        let tree = tree_of(overlay, &path);
+        let (place, tree) = tree_of(overlay, &path);
         if !open.iter().any(|sides| sides.tree == tree) {
-            let real = if record::is_copy(overlay) { &made } else { &tree.upper };
-            let (real, _) = stack::open_alone(real).with_context(|| real.display().to_string())?;
-            let stack = Stack::open(&tree.lowers, Marks::of(overlay), made.parent())?;
-            open.push(Sides { tree: tree.clone(), stack, real });
+            let hidden = made.parent().filter(|_| before[place].is_empty());
+            let stack = Stack::open(&[&tree.lowers[..], &before[place]].concat(), Marks::of(overlay), hidden)?;
+            open.push(Sides { tree: tree.clone(), stack, shown: &shown });
         }
         let Some(sides) = open.iter().find(|sides| sides.tree == tree) else { continue };
         one(sides, change, is_filled, &path, &mut patch, &mut notes)
@@ -108,17 +118,18 @@ pub fn run(overlay: &Overlay) -> Result<()> {
     Ok(())
 }
 
-fn tree_of(overlay: &Overlay, path: &[u8]) -> Tree {
+/// The tree that a path is in, and its place among the trees.
+fn tree_of(overlay: &Overlay, path: &[u8]) -> (usize, Tree) {
     let mut trees = trees::of(overlay);
     let inside = |tree: &Tree| {
         Path::new(OsStr::from_bytes(path)).starts_with(OsStr::from_bytes(&tree.prefix)) || tree.prefix.is_empty()
     };
     let last = trees.iter().rposition(inside).unwrap_or(0);
-    trees.swap_remove(last)
+    (last, trees.swap_remove(last))
 }
 
 fn one(
-    sides: &Sides,
+    sides: &Sides<'_>,
     change: &Change,
     is_filled: bool,
     path: &[u8],
@@ -160,8 +171,7 @@ fn one(
         }
     }
     if change.kind != Kind::Deleted {
-        let (dir, name) = sides.beside(path)?;
-        let stat = statat(&dir, &*name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let Entry { dir, name, stat } = sides.shown.must(path)?;
         new = sides.read(dir.as_fd(), &name, &stat)?;
         if let (Side::Nothing, kind) = (&new, FileType::from_raw_mode(stat.st_mode)) {
             match kind {
@@ -181,7 +191,7 @@ fn one(
     Ok(())
 }
 
-impl Sides {
+impl Sides<'_> {
     /// A path from the merged directory on as one from this tree's root on.
     fn inside<'a>(&self, path: &'a [u8]) -> &'a [u8] {
         let rest = path.strip_prefix(&self.tree.prefix[..]).unwrap_or(path);
@@ -198,25 +208,11 @@ impl Sides {
         Ok((dir, CString::new(name).context("a name with a NUL")?))
     }
 
-    /// The directory of a path in the lowers; `None` where they have none.
+    /// The directory of a path as it was; `None` where there was none.
     fn below(&self, path: &[u8]) -> Result<(Option<Dir>, CString)> {
         let (parent, name) = self.split(path)?;
-        let mut dir = self.stack.root()?;
-        let mut at: Vec<u8> = Vec::new();
-        for part in parent.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
-            dir = self.stack.child(&dir, &CString::new(part)?, &at)?;
-            if dir.stat().is_none() {
-                return Ok((None, name));
-            }
-            at = join(&at, part);
-        }
-        Ok((Some(dir), name))
-    }
-
-    /// The directory of a path in the overlay's own tree.
-    fn beside(&self, path: &[u8]) -> Result<(OwnedFd, CString)> {
-        let (parent, name) = self.split(path)?;
-        Ok((open_beneath(&self.real, parent)?, name))
+        let dir = self.stack.find(parent)?;
+        Ok((dir.stat().is_some().then_some(dir), name))
     }
 
     fn read(&self, dir: BorrowedFd<'_>, name: &std::ffi::CStr, stat: &Stat) -> Result<Side> {
@@ -337,36 +333,87 @@ fn quoted(prefix: &[u8], name: &[u8]) -> Vec<u8> {
 
 /// The lines that differ, with some around them.
 fn hunks(old: &[u8], new: &[u8], patch: &mut Vec<u8>) {
-    let input = InternedInput::new(byte_lines(old), byte_lines(new));
-    let mut diff = Diff::compute(Algorithm::Histogram, &input);
-    diff.postprocess_lines(&input);
-    let (length, new_length) = (input.before.len() as u32, input.after.len() as u32);
-    let changes: Vec<(Range<u32>, Range<u32>)> = diff.hunks().map(|hunk| (hunk.before, hunk.after)).collect();
-    let mut rest = &changes[..];
-    while let [first, ..] = rest {
-        // Changes whose surroundings meet are one hunk.
-        let together = 1 + rest.windows(2).take_while(|pair| pair[1].0.start - pair[0].0.end <= 2 * CONTEXT).count();
-        let (group, after) = rest.split_at(together);
-        rest = after;
-        let last = &group[group.len() - 1];
-        let (start, new_start) = (first.0.start.saturating_sub(CONTEXT), first.1.start - first.0.start.min(CONTEXT));
-        let end = (last.0.end + CONTEXT).min(length);
-        let new_end = (last.1.end + (end - last.0.end)).min(new_length);
-        let range = |start: u32, end: u32| match end - start {
-            0 => format!("{start},0"),
-            1 => format!("{}", start + 1),
-            count => format!("{},{count}", start + 1),
-        };
-        patch.extend(format!("@@ -{} +{} @@\n", range(start, end), range(new_start, new_end)).into_bytes());
-        let mut at = start;
-        for (before, after) in group {
-            (at..before.start).for_each(|number| text(patch, b' ', input.interner[input.before[number as usize]]));
-            before.clone().for_each(|number| text(patch, b'-', input.interner[input.before[number as usize]]));
-            after.clone().for_each(|number| text(patch, b'+', input.interner[input.after[number as usize]]));
+    Hunks::of(old, new).0.iter().for_each(|hunk| patch.extend_from_slice(&hunk.text));
+}
+
+/// The hunks that make one text of another.
+pub(crate) struct Hunks(pub(crate) Vec<Hunk>);
+
+/// Lines that differ, near each other.
+pub(crate) struct Hunk {
+    /// As a patch has them, with some lines around.
+    pub(crate) text: Vec<u8>,
+    /// Which bytes of the old text give way to which of the new.
+    changes: Vec<(Range<usize>, Range<usize>)>,
+}
+
+impl Hunks {
+    /// Those of two texts.
+    pub(crate) fn of(old: &[u8], new: &[u8]) -> Self {
+        let input = InternedInput::new(byte_lines(old), byte_lines(new));
+        let mut diff = Diff::compute(Algorithm::Histogram, &input);
+        diff.postprocess_lines(&input);
+        let (length, new_length) = (input.before.len() as u32, input.after.len() as u32);
+        let changes: Vec<(Range<u32>, Range<u32>)> = diff.hunks().map(|hunk| (hunk.before, hunk.after)).collect();
+        let (starts, new_starts) = (starts_of_lines(old), starts_of_lines(new));
+        let bytes = |starts: &[usize], lines: &Range<u32>| starts[lines.start as usize]..starts[lines.end as usize];
+        let mut hunks = Vec::new();
+        let mut rest = &changes[..];
+        while let [first, ..] = rest {
+            // Changes whose surroundings meet are one hunk.
+            let together =
+                1 + rest.windows(2).take_while(|pair| pair[1].0.start - pair[0].0.end <= 2 * CONTEXT).count();
+            let (group, after) = rest.split_at(together);
+            rest = after;
+            let last = &group[group.len() - 1];
+            let (start, new_start) =
+                (first.0.start.saturating_sub(CONTEXT), first.1.start - first.0.start.min(CONTEXT));
+            let end = (last.0.end + CONTEXT).min(length);
+            let new_end = (last.1.end + (end - last.0.end)).min(new_length);
+            let range = |start: u32, end: u32| match end - start {
+                0 => format!("{start},0"),
+                1 => format!("{}", start + 1),
+                count => format!("{},{count}", start + 1),
+            };
+            let mut patch = format!("@@ -{} +{} @@\n", range(start, end), range(new_start, new_end)).into_bytes();
+            let mut at = start;
+            for (before, after) in group {
+                (at..before.start).for_each(|line| text(&mut patch, b' ', input.interner[input.before[line as usize]]));
+                before.clone().for_each(|line| text(&mut patch, b'-', input.interner[input.before[line as usize]]));
+                after.clone().for_each(|line| text(&mut patch, b'+', input.interner[input.after[line as usize]]));
+                at = before.end;
+            }
+            (at..end).for_each(|line| text(&mut patch, b' ', input.interner[input.before[line as usize]]));
+            let changes =
+                group.iter().map(|(before, after)| (bytes(&starts, before), bytes(&new_starts, after))).collect();
+            hunks.push(Hunk { text: patch, changes });
+        }
+        Hunks(hunks)
+    }
+
+    /// The old text with only some of the hunks made.
+    pub(crate) fn some(&self, old: &[u8], new: &[u8], chosen: &[bool]) -> Vec<u8> {
+        let mut text = Vec::with_capacity(old.len());
+        let mut at = 0;
+        let made = self.0.iter().zip(chosen).filter(|(_, chosen)| **chosen).flat_map(|(hunk, _)| &hunk.changes);
+        for (before, after) in made {
+            text.extend_from_slice(&old[at..before.start]);
+            text.extend_from_slice(&new[after.clone()]);
             at = before.end;
         }
-        (at..end).for_each(|number| text(patch, b' ', input.interner[input.before[number as usize]]));
+        text.extend_from_slice(&old[at..]);
+        text
     }
+}
+
+/// Where each line begins; the end of the text besides.
+fn starts_of_lines(text: &[u8]) -> Vec<usize> {
+    let mut at = 0;
+    let ends = text.split_inclusive(|byte| *byte == b'\n').map(|line| {
+        at += line.len();
+        at
+    });
+    std::iter::once(0).chain(ends).collect()
 }
 
 fn text(patch: &mut Vec<u8>, sign: u8, line: &[u8]) {
@@ -409,6 +456,19 @@ mod tests {
         for (old, new, want) in table {
             assert_eq!(patch_of(&old, &new), want);
         }
+    }
+
+    #[test]
+    fn some_hunks_alone() {
+        let lines = |range: Range<u32>| range.map(|n| format!("{n}\n")).collect::<String>();
+        let (old, new) = (lines(1..40), format!("0\n{}X\n{}", lines(1..20), lines(21..39)));
+        let hunks = Hunks::of(old.as_bytes(), new.as_bytes());
+        assert_eq!(hunks.0.len(), 3);
+        let some = |chosen: [bool; 3]| String::from_utf8(hunks.some(old.as_bytes(), new.as_bytes(), &chosen)).unwrap();
+        assert_eq!(some([false; 3]), old);
+        assert_eq!(some([true; 3]), new);
+        assert_eq!(some([false, true, false]), format!("{}X\n{}", lines(1..20), lines(21..40)));
+        assert_eq!(some([true, false, true]), format!("0\n{}", lines(1..39)));
     }
 
     #[test]

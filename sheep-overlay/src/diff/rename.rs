@@ -17,9 +17,59 @@ use super::tree::Found;
 use super::{Depth, Kind};
 use crate::inode::Inode;
 use crate::layer::Marks;
-use crate::stack::open_beneath;
+use crate::stack::{Stack, open_beneath};
 use crate::sys;
-use crate::walk::Walk;
+
+/// Where what was before and what is now are found.
+#[derive(Clone, Copy)]
+pub(super) struct Places<'a> {
+    /// The view before.
+    pub old: &'a Stack,
+    /// The tree, or the view, of now.
+    pub new: New<'a>,
+    /// What the latter is called in messages.
+    pub name: &'a str,
+}
+
+/// What is now.
+#[derive(Clone, Copy)]
+pub(super) enum New<'a> {
+    /// A directory tree.
+    Tree(&'a OwnedFd),
+    /// A view, of which [`Found::layer`] says where something is.
+    View(&'a Stack),
+}
+
+impl Places<'_> {
+    fn describe(&self, path: &[u8]) -> String {
+        format!("{}/{}", self.name, String::from_utf8_lossy(path))
+    }
+
+    /// Opens a directory of one side, in the layer that something was found in there.
+    fn open_dir(&self, (side, layer): Place, path: &[u8]) -> Result<OwnedFd, Errno> {
+        match (side, self.new) {
+            (Side::Old, _) => self.old.open_dir_of(layer, path),
+            (Side::New, New::View(stack)) => stack.open_dir_of(layer, path),
+            (Side::New, New::Tree(root)) => open_beneath(root, path),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Old,
+    New,
+}
+
+/// A side, and the layer in it.
+type Place = (Side, usize);
+
+fn place_of(found: &Found) -> Place {
+    match found.lower {
+        Some(lower) => (Side::Old, lower),
+        None => (Side::New, found.layer),
+    }
+}
 
 /// What tells that an added inode is, or is a copy of, a certain one of the lower.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,7 +91,7 @@ type FileTypeAndMode = u32;
 
 /// A directory that was opened a moment ago: what follows is often in it too.
 struct Near {
-    lower: Option<usize>,
+    place: Place,
     path: Vec<u8>,
     fd: OwnedFd,
 }
@@ -60,7 +110,12 @@ impl Located {
 }
 
 /// Makes one `Renamed` of each `Deleted` and `Added` that belong together.
-pub(super) fn pair_up(walk: &Walk, compare: &mut Compare<'_>, by: Identity, found: &mut Vec<Found>) -> Result<()> {
+pub(super) fn pair_up(
+    places: Places<'_>,
+    compare: &mut Compare<'_>,
+    by: Identity,
+    found: &mut Vec<Found>,
+) -> Result<()> {
     let of_kind = |found: &[Found], kind| -> Vec<usize> {
         let wanted = |f: &Found| f.kind == kind && f.file_type != FileType::Directory;
         (0..found.len()).filter(|at| wanted(&found[*at])).collect()
@@ -74,7 +129,7 @@ pub(super) fn pair_up(walk: &Walk, compare: &mut Compare<'_>, by: Identity, foun
     let mut near = None;
     let mut gone_by_key: HashMap<Key, Vec<usize>> = HashMap::new();
     for at in gone {
-        look(walk, &mut found[at], &mut near)?;
+        look(places, &mut found[at], &mut near)?;
         if let Some(stat) = &found[at].old {
             gone_by_key.entry(key(stat, compare.expected(stat))).or_default().push(at);
         }
@@ -82,12 +137,12 @@ pub(super) fn pair_up(walk: &Walk, compare: &mut Compare<'_>, by: Identity, foun
     let mut pairs = Vec::new();
     let mut open = Vec::new();
     for at in fresh {
-        look(walk, &mut found[at], &mut near)?;
+        look(places, &mut found[at], &mut near)?;
         let Some(stat) = &found[at].new else { continue };
         let key = key(stat, (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777));
         let Some(candidates) = gone_by_key.get_mut(&key) else { continue };
-        match same_inode(walk, by, found, at, candidates)? {
-            Some(place) if matter(walk, compare, &found[candidates[place]], &found[at])? => {
+        match same_inode(places, by, found, at, candidates)? {
+            Some(place) if matter(places, compare, &found[candidates[place]], &found[at])? => {
                 pairs.push((candidates.remove(place), at));
             }
             _ => open.push((key, at)),
@@ -99,19 +154,24 @@ pub(super) fn pair_up(walk: &Walk, compare: &mut Compare<'_>, by: Identity, foun
         // Moved without another name is likelier than named anew.
         order.sort_by_key(|place| name(&found[candidates[*place]].path) != name(&found[at].path));
         for place in order.into_iter().take(TRIES) {
-            if matter(walk, compare, &found[candidates[place]], &found[at])? {
+            if matter(places, compare, &found[candidates[place]], &found[at])? {
                 pairs.push((candidates.remove(place), at));
                 break;
             }
         }
     }
-    join_pairs(walk, compare, &pairs, found)
+    join_pairs(places, compare, &pairs, found)
 }
 
-fn join_pairs(walk: &Walk, compare: &mut Compare<'_>, pairs: &[(usize, usize)], found: &mut Vec<Found>) -> Result<()> {
+fn join_pairs(
+    places: Places<'_>,
+    compare: &mut Compare<'_>,
+    pairs: &[(usize, usize)],
+    found: &mut Vec<Found>,
+) -> Result<()> {
     for &(gone, fresh) in pairs {
-        if compare.depth == Depth::Everything
-            && let (Some(old), Some(new)) = (locate_old(walk, &found[gone])?, locate_new(walk, &found[fresh])?)
+        if compare.depth != Depth::Kinds
+            && let (Some(old), Some(new)) = (locate_old(places, &found[gone])?, locate_new(places, &found[fresh])?)
         {
             let (old, new) = (old.entry(), new.entry());
             let mut what = Vec::new();
@@ -131,31 +191,24 @@ fn join_pairs(walk: &Walk, compare: &mut Compare<'_>, pairs: &[(usize, usize)], 
 }
 
 /// Sees to it that the attributes are known; they stay unknown where it has gone meanwhile.
-fn look(walk: &Walk, found: &mut Found, near: &mut Option<Near>) -> Result<()> {
-    let lower = found.lower;
+fn look(places: Places<'_>, found: &mut Found, near: &mut Option<Near>) -> Result<()> {
+    let place = place_of(found);
     if found.old.is_some() || found.new.is_some() {
         return Ok(());
     }
     let dir = parent(&found.path);
-    if near.as_ref().is_none_or(|near| near.lower != lower || near.path != dir) {
-        let Some(fd) = gone_is_none(open_dir(walk, lower, dir)).with_context(|| walk.describe_real(dir))? else {
+    if near.as_ref().is_none_or(|near| near.place != place || near.path != dir) {
+        let Some(fd) = gone_is_none(places.open_dir(place, dir)).with_context(|| places.describe(dir))? else {
             return Ok(());
         };
-        *near = Some(Near { lower, path: dir.to_vec(), fd });
+        *near = Some(Near { place, path: dir.to_vec(), fd });
     }
     let Some(near) = near else { return Ok(()) };
     let stat = gone_is_none(statat(&near.fd, name(&found.path), AtFlags::SYMLINK_NOFOLLOW))
-        .with_context(|| walk.describe_real(&found.path))?
+        .with_context(|| places.describe(&found.path))?
         .map(Box::new);
-    *(if lower.is_some() { &mut found.old } else { &mut found.new }) = stat;
+    *(if place.0 == Side::Old { &mut found.old } else { &mut found.new }) = stat;
     Ok(())
-}
-
-fn open_dir(walk: &Walk, lower: Option<usize>, path: &[u8]) -> Result<OwnedFd, Errno> {
-    match lower {
-        Some(lower) => walk.stack.open_dir_of(lower, path),
-        None => open_beneath(&walk.root.real, path),
-    }
 }
 
 fn gone_is_none<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
@@ -165,28 +218,34 @@ fn gone_is_none<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
     }
 }
 
-fn locate_old(walk: &Walk, found: &Found) -> Result<Option<Located>> {
-    locate(walk, found.lower, &found.path, found.old.as_deref())
+fn locate_old(places: Places<'_>, found: &Found) -> Result<Option<Located>> {
+    locate(places, (Side::Old, found.lower.unwrap_or_default()), &found.path, found.old.as_deref())
 }
 
-fn locate_new(walk: &Walk, found: &Found) -> Result<Option<Located>> {
-    locate(walk, None, &found.path, found.new.as_deref())
+fn locate_new(places: Places<'_>, found: &Found) -> Result<Option<Located>> {
+    locate(places, (Side::New, found.layer), &found.path, found.new.as_deref())
 }
 
-fn locate(walk: &Walk, lower: Option<usize>, path: &[u8], stat: Option<&Stat>) -> Result<Option<Located>> {
-    let dir = gone_is_none(open_dir(walk, lower, parent(path))).with_context(|| walk.describe_real(path))?;
+fn locate(places: Places<'_>, place: Place, path: &[u8], stat: Option<&Stat>) -> Result<Option<Located>> {
+    let dir = gone_is_none(places.open_dir(place, parent(path))).with_context(|| places.describe(path))?;
     let (Some(dir), Some(stat)) = (dir, stat) else { return Ok(None) };
     Ok(Some(Located { dir, name: CString::new(name(path))?, stat: *stat }))
 }
 
 /// Whether content or target are equal.
-fn matter(walk: &Walk, compare: &mut Compare<'_>, gone: &Found, fresh: &Found) -> Result<bool> {
-    let (Some(old), Some(new)) = (locate_old(walk, gone)?, locate_new(walk, fresh)?) else { return Ok(false) };
-    compare.same_matter(old.entry(), new.entry()).with_context(|| walk.describe_real(&fresh.path))
+fn matter(places: Places<'_>, compare: &mut Compare<'_>, gone: &Found, fresh: &Found) -> Result<bool> {
+    let (Some(old), Some(new)) = (locate_old(places, gone)?, locate_new(places, fresh)?) else { return Ok(false) };
+    compare.same_matter(old.entry(), new.entry()).with_context(|| places.describe(&fresh.path))
 }
 
 /// The place among the candidates of the very inode that an added one is, or was copied from.
-fn same_inode(walk: &Walk, by: Identity, found: &[Found], at: usize, candidates: &[usize]) -> Result<Option<usize>> {
+fn same_inode(
+    places: Places<'_>,
+    by: Identity,
+    found: &[Found],
+    at: usize,
+    candidates: &[usize],
+) -> Result<Option<usize>> {
     let marks = match by {
         Identity::None => return Ok(None),
         Identity::Inode => {
@@ -195,7 +254,7 @@ fn same_inode(walk: &Walk, by: Identity, found: &[Found], at: usize, candidates:
         }
         Identity::Origin(marks) => marks,
     };
-    let Some(new) = locate_new(walk, &found[at])? else { return Ok(None) };
+    let Some(new) = locate_new(places, &found[at])? else { return Ok(None) };
     let xattr = [c"trusted.overlay.origin", c"user.overlay.origin"][marks as usize];
     let mut value = Vec::new();
     // Links of several names have none, nor has what lies on a file system without handles.
@@ -204,7 +263,7 @@ fn same_inode(walk: &Walk, by: Identity, found: &[Found], at: usize, candidates:
     }
     let Some(origin) = parse_origin(&value) else { return Ok(None) };
     for (place, gone) in candidates.iter().enumerate() {
-        let Some(old) = locate_old(walk, &found[*gone])? else { continue };
+        let Some(old) = locate_old(places, &found[*gone])? else { continue };
         if sys::file_handle(old.dir.as_fd(), &old.name).is_some_and(|(kind, handle)| origin == (kind, &handle[..])) {
             return Ok(Some(place));
         }

@@ -9,17 +9,18 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Map, Value};
 
-use super::{Change, Depth, Kind, bytes, changes_to};
+use super::{Change, Depth, Kind, bytes, changes_between};
 use crate::cli;
 use crate::doc::{Overlay, name_to_json, write_out};
+use crate::history::Span;
 
-/// Prints the changes of an overlay in the form that is asked for.
-pub fn run(overlay: &Overlay, args: &cli::Diff) -> Result<()> {
+/// Prints the changes of an overlay between two states in the form that is asked for.
+pub fn run(overlay: &Overlay, span: Span, args: &cli::Diff) -> Result<()> {
     if args.patch {
-        return super::patch::run(overlay);
+        return super::patch::between(overlay, span);
     }
     let everything = args.json || args.stat;
-    let changes = changes_to(overlay, if everything { Depth::Everything } else { Depth::Kinds })?;
+    let changes = changes_between(overlay, span, if everything { Depth::Everything } else { Depth::Kinds })?;
     let mut out = Vec::new();
     for change in &changes {
         if args.stat {
@@ -71,7 +72,7 @@ fn sums(changes: &[Change]) -> String {
 }
 
 /// `A /path`; `R /old -> /new` of what was renamed.
-fn line(change: &Change) -> String {
+pub fn line(change: &Change) -> String {
     let mut line = String::from(change.kind.letter());
     line.push(' ');
     if let Some(from) = &change.from {
@@ -83,7 +84,7 @@ fn line(change: &Change) -> String {
 }
 
 /// The change as a JSON document.
-fn document(change: &Change) -> Value {
+pub fn document(change: &Change) -> Value {
     let path = |path: &Path| name_to_json(path.as_os_str());
     let mut document = Map::new();
     document.insert("path".to_owned(), path(&change.path));

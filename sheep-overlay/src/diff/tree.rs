@@ -43,6 +43,8 @@ pub(super) struct Found {
     pub from: Option<Vec<u8>>,
     /// The lower that has what was there before, by its place in the stack.
     pub lower: Option<usize>,
+    /// The layer that has what is there now, by its place in the other stack, where there is one.
+    pub layer: usize,
     /// Its type now, or what it was before it was deleted.
     pub file_type: FileType,
     /// The attributes before and now, as far as they were looked at.
@@ -79,7 +81,7 @@ struct Diff<'a> {
 }
 
 /// The changes in a tree of an overlay, in no order, with the stack of its lowers.
-pub(super) fn changes(overlay: &Overlay, tree: &Tree, depth: Depth) -> Result<(Vec<Found>, Walk)> {
+pub(super) fn changes(overlay: &Overlay, tree: &Tree, depth: Depth) -> Result<(Vec<Found>, Stack)> {
     let is_root = tree.prefix.is_empty();
     // Where it was made, which with --at is not where it is seen.
     let made = record::dir_of(overlay).join("merged");
@@ -104,8 +106,9 @@ pub(super) fn changes(overlay: &Overlay, tree: &Tree, depth: Depth) -> Result<(V
         Kept::Snapshot => rename::Identity::Inode,
         Kept::Copy(..) => rename::Identity::None,
     };
-    rename::pair_up(&walk, &mut diff.compare, identity, &mut found)?;
-    Ok((found, walk))
+    let places = rename::Places { old: &walk.stack, new: rename::New::Tree(&walk.root.real), name: &walk.real_name };
+    rename::pair_up(places, &mut diff.compare, identity, &mut found)?;
+    Ok((found, walk.stack))
 }
 
 fn open(real: &Path, tree: &Tree, marks: Marks, own: Option<&Path>) -> Result<Walk> {
@@ -336,8 +339,8 @@ struct Own {
     in_place: bool,
 }
 
-fn found(path: Vec<u8>, kind: Kind, file_type: FileType) -> Found {
-    Found { path, kind, what: Vec::new(), from: None, lower: None, file_type, old: None, new: None }
+pub(super) fn found(path: Vec<u8>, kind: Kind, file_type: FileType) -> Found {
+    Found { path, kind, what: Vec::new(), from: None, lower: None, layer: 0, file_type, old: None, new: None }
 }
 
 fn is_gone(error: &anyhow::Error) -> bool {

@@ -10,8 +10,8 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, mkdirat, openat, renameat, syncfs}
 use rustix::io::Errno;
 
 use super::Source;
-use super::carry::Carrier;
 use super::plan::Item;
+use crate::carry::{Carrier, attributes};
 use crate::diff::escaped;
 use crate::inode::Inode;
 use crate::shown::split;
@@ -58,6 +58,7 @@ pub fn write(source: &Source, to: &Path) -> Result<()> {
     let mut made = begin(to)?;
     let top = made.fd.as_fd();
     let mut carrier = Carrier::new(top);
+    let mut names = Vec::new();
     let mut directories = vec![(&b""[..], Item::Real)];
     for (path, item) in &source.layer {
         if crate::sys::interrupted() {
@@ -72,12 +73,11 @@ pub fn write(source: &Source, to: &Path) -> Result<()> {
             if *item == Item::Gone {
                 return Ok(layer::make_whiteout(&dir, &*name)?);
             }
-            source.show(path, |found| {
-                if FileType::from_raw_mode(found.stat.st_mode) == FileType::Directory {
-                    directories.push((path, *item));
-                }
-                carrier.put(found, dir.as_fd(), &name)
-            })
+            let entry = source.entry(path)?;
+            if FileType::from_raw_mode(entry.stat.st_mode) == FileType::Directory {
+                directories.push((path, *item));
+            }
+            carrier.put(&entry, dir.as_fd(), &name, path)
         };
         put().with_context(|| format!("/{}", escaped(path)))?;
     }
@@ -88,7 +88,8 @@ pub fn write(source: &Source, to: &Path) -> Result<()> {
             if item == Item::Opaque {
                 layer::set_opaque(&dir).context("mark it opaque")?;
             }
-            source.show(path, |found| carrier.attributes(found, Inode::Open(dir.as_fd())))
+            let entry = source.entry(path)?;
+            attributes(Inode::Named(entry.dir.as_fd(), &entry.name), Inode::Open(dir.as_fd()), &entry.stat, &mut names)
         };
         finish().with_context(|| format!("/{}", escaped(path)))?;
     }

@@ -14,7 +14,7 @@ use crate::diff::escaped;
 use crate::doc::{Backend, How, Overlay};
 use crate::idmap::{self, Map};
 use crate::layer::Marks;
-use crate::shown::{bare, is_below, split};
+use crate::shown::{Entry, bare, is_below, split};
 use crate::stack::{self, Dir, Stack};
 use crate::walk::join;
 use crate::{record, trees};
@@ -41,6 +41,8 @@ pub struct Part {
     pub lower: Option<Stack>,
     /// It is a tree of its own, all of which may have been changed.
     pub is_copy: bool,
+    /// How many layers at the top of the view have changes: the upper, and those that were put aside.
+    changed: usize,
     owners: Option<Map>,
 }
 
@@ -62,6 +64,13 @@ pub struct Found<'a> {
     pub stat: Stat,
 }
 
+impl<'a> Found<'a> {
+    /// One that was looked up.
+    pub fn of(path: &'a [u8], entry: &'a Entry) -> Self {
+        Found { path, dir: entry.dir.as_fd(), name: &entry.name, stat: entry.stat }
+    }
+}
+
 /// What is done with each entry.
 pub type Visit<'v> = &'v mut dyn FnMut(&Found<'_>) -> Result<()>;
 
@@ -77,7 +86,7 @@ enum Enter {
 pub enum Scope {
     /// All of it.
     Everything,
-    /// What stands in the upper; of a copy, all of it.
+    /// What stands in the upper, or in a layer of changes that was put aside; of a copy, all of it.
     Changed,
 }
 
@@ -118,7 +127,7 @@ impl Merged {
             if mount.how == How::ReadOnly && what.is_dir() {
                 if !changed_only {
                     let view = Stack::open(std::slice::from_ref(&what), Marks::of(overlay), None)?;
-                    parts.push(Part { prefix: path, view, lower: None, is_copy: false, owners: None });
+                    parts.push(Part { prefix: path, view, lower: None, is_copy: false, changed: 0, owners: None });
                 }
             } else {
                 apart.push(Apart { path, how: mount.how, what });
@@ -188,18 +197,19 @@ impl Part {
             let own = record::dir_of(overlay);
             let view = Stack::open(&[own.join("merged")], marks, None)?;
             let lower = Some(Stack::open(&tree.lowers, marks, Some(own))?);
-            return Ok(Part { prefix, view, lower, is_copy: true, owners: None });
+            return Ok(Part { prefix, view, lower, is_copy: true, changed: 1, owners: None });
         }
-        let all: Vec<PathBuf> = tree.lowers.iter().chain([&tree.upper]).cloned().collect();
-        let mut view = Stack::open(&all, marks, None)?;
-        view.top_is_of_fuse = overlay.backend == Backend::Fuse;
+        let layers = tree.layers();
+        let changed = layers.len();
+        let mut view = Stack::open(&[&tree.lowers[..], &layers].concat(), marks, None)?;
+        view.of_fuse = if overlay.backend == Backend::Fuse { changed } else { 0 };
         let lower = Some(Stack::open(&tree.lowers, marks, None)?);
-        Ok(Part { prefix, view, lower, is_copy: false, owners })
+        Ok(Part { prefix, view, lower, is_copy: false, changed, owners })
     }
 
     /// Whether a lower of the view, by its place in the stack, is where changes are.
     pub fn is_changed(&self, lower: usize) -> bool {
-        self.is_copy || (lower == 0 && self.lower.is_some())
+        self.is_copy || lower < self.changed
     }
 
     /// Attributes as the view shows them.
@@ -226,7 +236,7 @@ impl Part {
 
     fn steps(&self, start: &[u8], scope: Scope, step: &mut dyn FnMut(&Found<'_>) -> Result<Enter>) -> Result<()> {
         let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
-        let mut pending = vec![Pending { path: start.to_vec(), dir: At::Open(open_at(&self.view, start)?) }];
+        let mut pending = vec![Pending { path: start.to_vec(), dir: At::Open(self.view.find(start)?) }];
         let mut kept = 0;
         while let Some(Pending { path, dir }) = pending.pop() {
             if crate::sys::interrupted() {
@@ -333,16 +343,6 @@ impl<'a> Cursor<'a> {
         let dir = self.dir(parent)?;
         Ok(stack.lookup(dir, &name, parent)?.map(|(layer, stat)| (dir, layer, stat)))
     }
-}
-
-fn open_at(stack: &Stack, path: &[u8]) -> Result<Dir> {
-    let mut dir = stack.root()?;
-    let mut at = Vec::new();
-    for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-        dir = stack.child(&dir, &CString::new(name).context("a name with a NUL")?, &at)?;
-        at = join(&at, name);
-    }
-    Ok(dir)
 }
 
 fn is_closed(error: &anyhow::Error) -> bool {

@@ -639,3 +639,41 @@ fn p45_p46_what_is_set_last_stays() {
         world.is_clean();
     }
 }
+
+#[test]
+fn changes_that_were_put_aside_are_exported_too() {
+    let world = World::root();
+    let dir = world.dir.display();
+    out(&format!("mkdir {dir}/low; cd {dir}/low; {LOWER}"));
+    let export = |form: &str| {
+        let mut command = world.command(&["export", "ov", "--as", form]);
+        let done = command.env("SOURCE_DATE_EPOCH", "1400000000").output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        done.stdout
+    };
+    let mut exported = Vec::new();
+    for snapshot in [true, false] {
+        let merged = world.mount("ov", &["low"]).display().to_string();
+        out(&format!("cd {merged}; {DEEDS}; mkdir gone-again; ln here link/here"));
+        if snapshot {
+            world.run(&["snapshot", "ov"]).ok();
+        }
+        out(&format!(
+            "cd {merged}; rm -r gone-again whole; echo more >> d/a; chmod 600 d/sub/b; mkdir whole; echo > whole/newer"
+        ));
+        let (layer, whole) = (export("oci"), export("tar"));
+        if snapshot {
+            assert_eq!(picture(&unpacked(&world, "at").0), picture(&merged));
+            world.run(&["export", "ov", "--as", "dir", "--to", "made"]).ok();
+            let again = world.mount("again", &["low", "made"]);
+            assert_eq!(picture(&again.display().to_string()), picture(&merged));
+            world.run(&["umount", "again"]).ok();
+        }
+        world.run(&["umount", "--keep", "ov"]).ok();
+        assert!(layer == export("oci") && whole == export("tar"), "snapshot: {snapshot}");
+        exported.push((layer, whole));
+        world.run(&["umount", "ov"]).ok();
+    }
+    assert!(exported[0] == exported[1], "the same deeds, with a snapshot between them and without");
+    world.is_clean();
+}

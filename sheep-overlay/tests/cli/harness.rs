@@ -84,6 +84,11 @@ impl World {
         world
     }
 
+    /// Whether the commands run as a plain user.
+    pub fn is_user(&self) -> bool {
+        self.user.is_some()
+    }
+
     /// A world whose directory ends in `name`.
     pub fn named(name: &OsStr) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);

@@ -11,7 +11,13 @@ use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
+use sheep_overlay::applied::Store;
+use sheep_overlay::backend::copy::copy_stack;
+use sheep_overlay::cli::Apply;
+use sheep_overlay::doc::Overlay;
 use sheep_overlay::layer::{self, Marks};
+use sheep_overlay::state::DataRoot;
+use sheep_overlay::{apply, record};
 
 use crate::trees::{Picture, Scratch, assert_same, picture};
 use crate::{Both, exported, plain_lines as lines};
@@ -367,19 +373,73 @@ fn sequence(scratch: &mut Scratch, seed: u64) -> usize {
     let want = expected(&before, &after);
     assert_eq!(lines(&both.copy), want, "copy, {context}");
     assert_eq!(lines(&both.kernel), want, "kernel, {context}");
-    let seen = picture(kernel);
+    let view = picture(kernel);
     // Half of them: to export in every form, and to look at it, takes as long as all the rest.
     let exported = (seed % 4 >= 2).then(|| {
         exported::all(scratch, &both.copy, &after, &format!("copy, {context}"));
-        exported::all(scratch, &both.kernel, &seen, &format!("kernel, {context}"))
+        exported::all(scratch, &both.kernel, &view, &format!("kernel, {context}"))
     });
     scratch.unmount();
     if let Some(exported) = exported {
-        let again = exported::all(scratch, &both.kernel, &seen, &format!("not mounted, {context}"));
+        let again = exported::all(scratch, &both.kernel, &view, &format!("not mounted, {context}"));
         assert!(exported == again, "{context}");
     }
     assert_eq!(lines(&both.kernel), want, "kernel, not mounted, {context}");
+    applied(&dir, &both, &lowers, &view, &after, &context);
     want.len()
+}
+
+/// Applies the changes to copies of the lowers, and to the lower itself where it is one; and undoes that.
+fn applied(dir: &Path, both: &Both, lowers: &[PathBuf], kernel: &Picture, copy: &Picture, context: &str) {
+    let root = DataRoot::open(Some(&dir.join("data"))).unwrap();
+    let mut targets: Vec<(&str, &Overlay, &Picture, Option<PathBuf>)> = Vec::new();
+    for (name, overlay, view) in [("kernel", &both.kernel, kernel), ("copy", &both.copy, copy)] {
+        let target = dir.join(format!("target-{name}"));
+        fs::create_dir(&target).unwrap();
+        copy_stack(lowers, &target, false).unwrap();
+        targets.push((name, overlay, view, Some(target)));
+    }
+    if lowers.len() == 1 {
+        targets.push(("the lower itself", &both.kernel, kernel, None));
+    }
+    for (name, overlay, view, to) in targets {
+        let target = to.as_ref().unwrap_or(&lowers[0]);
+        let before = picture(target);
+        let asked = |undo: Option<usize>| Apply {
+            overlay: undo.is_none().then(|| overlay.id.clone().into()),
+            paths: Vec::new(),
+            paths_from: None,
+            to: to.clone().filter(|_| undo.is_none()),
+            dry_run: false,
+            interactive: false,
+            ours: false,
+            theirs: false,
+            undo,
+            list: false,
+            json: false,
+            print: None,
+        };
+        let context = format!("apply, {name}, {context}");
+        let store = Store::open(&root).unwrap();
+        let done = apply::work(&root, &store, overlay, record::dir_of(overlay), &asked(None));
+        let done = done.unwrap_or_else(|e| panic!("{context}: {e:#}"));
+        drop(store);
+        let (mut made, mut view) = (picture(target), view.clone());
+        // A time without a fraction is the same as one with any, to `diff` and so to `apply`.
+        for (path, look) in made.iter_mut().filter(|(_, look)| look.kind != 'd') {
+            let Some(other) = view.get_mut(path).filter(|other| other.mtime.0 == look.mtime.0) else { continue };
+            if look.mtime.1 == 0 || other.mtime.1 == 0 {
+                (look.mtime.1, other.mtime.1) = (0, 0);
+            }
+        }
+        // What was deleted is kept, and may be another name of what is there.
+        assert_same(&context, &made, &view, |look| look.blocks = 0);
+        if done.is_some_and(|done| done.id.is_some()) {
+            apply::undo(&root, &asked(Some(1))).unwrap_or_else(|e| panic!("undo, {context}: {e:#}"));
+        }
+        assert_same(&format!("undo, {context}"), &picture(target), &before, |_| ());
+    }
+    assert_eq!(fs::read_dir(dir.join("data/applied")).unwrap().count(), 1, "only the lock is left, {context}");
 }
 
 /// How long to go on with new sequences, and from which seed: `SHEEP_RANDOM_SECONDS` and, to repeat one, `SHEEP_RANDOM_SEED`.

@@ -1,0 +1,364 @@
+//! Conflicts: what is at a path of the target is not what the change was made from.
+//!
+//! Where the target is the overlay's own lower, that is told by times: a change of a file, of its attributes or of its name
+//! stamps its `ctime`, which nobody can set back. What is later than the overlay was made by somebody else, unless `apply` itself left it. Where the target
+//! is another directory, what is there is compared with what the lowers have.
+
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, openat, readlinkat, statat};
+use rustix::io::Errno;
+
+use super::target::{Target, There, is_mounted_on};
+use crate::applied::known::Known;
+use crate::carry::open_file;
+use crate::diff::{Change, Kind};
+use crate::doc::Overlay;
+use crate::layer::Marks;
+use crate::shown::{Entry, Shown, bare, split};
+use crate::stack::{Dir, Stack};
+use crate::trees::{self, Tree};
+use crate::walk::join;
+
+/// What stands against a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Theirs {
+    /// It was changed there too.
+    Changed,
+    /// It was deleted there.
+    Deleted,
+    /// There is something already.
+    Added,
+    /// The directory that it belongs in is not there.
+    NoDirectory,
+    /// The directory that it belongs in is a link there, or no directory at all.
+    NotADirectory,
+    /// Something is mounted there.
+    Mounted,
+}
+
+impl Theirs {
+    /// The word for it in documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Theirs::Changed => "changed",
+            Theirs::Deleted => "deleted",
+            Theirs::Added => "added",
+            Theirs::NoDirectory => "noDirectory",
+            Theirs::NotADirectory => "notADirectory",
+            Theirs::Mounted => "mounted",
+        }
+    }
+
+    /// Whether the overlay's side can be taken.
+    pub fn can_be_overruled(self) -> bool {
+        !matches!(self, Theirs::NotADirectory | Theirs::Mounted)
+    }
+}
+
+/// A moment, seconds and nanoseconds.
+pub type Moment = (i64, i64);
+
+/// What the judging goes by.
+pub struct Judge<'a> {
+    target: &'a Target,
+    shown: &'a Shown,
+    /// The lowers of each tree, where the target is another directory.
+    before: Vec<(Tree, Stack)>,
+    since: Moment,
+    known: &'a Known,
+}
+
+impl<'a> Judge<'a> {
+    /// Opens what is needed.
+    pub fn new(overlay: &Overlay, target: &'a Target, shown: &'a Shown, known: &'a Known) -> Result<Self> {
+        let mut before = Vec::new();
+        if !target.own {
+            for tree in trees::of(overlay) {
+                let stack = Stack::open(&tree.lowers, Marks::of(overlay), None)?;
+                before.push((tree, stack));
+            }
+        }
+        Ok(Judge { target, shown, before, since: moment(&overlay.created)?, known })
+    }
+
+    /// What stands against a change; `None` where nothing does.
+    pub fn against(&self, change: &Change) -> Result<Option<Theirs>> {
+        let path = bare(&change.path);
+        if self.shown.is_mounted_file(&path) {
+            return Ok(Some(Theirs::Mounted));
+        }
+        let found = match change.kind {
+            Kind::Renamed => {
+                let from = change.from.as_deref().map(bare).unwrap_or_default();
+                match self.to_delete(&from)? {
+                    None => self.to_add(&path, change)?,
+                    against => against,
+                }
+            }
+            Kind::Added => self.to_add(&path, change)?,
+            Kind::Deleted => self.to_delete(&path)?,
+            Kind::Modified | Kind::Type | Kind::Opaque => self.to_change(&path, change)?,
+        };
+        Ok(found)
+    }
+
+    fn to_add(&self, path: &[u8], change: &Change) -> Result<Option<Theirs>> {
+        let there = match self.target.look(path)? {
+            There::Nothing => return Ok(None),
+            There::NoDirectory(why) => return Ok(Some(no_directory(why))),
+            There::Entry(there) => there,
+        };
+        if is_mounted_on(&there)? {
+            return Ok(Some(Theirs::Mounted));
+        }
+        if change.file_type == FileType::Directory && is_dir(&there.stat) {
+            return Ok(None);
+        }
+        let ours = self.shown.must(path)?;
+        Ok(if !is_dir(&there.stat) && same(&ours, &there)? { None } else { Some(Theirs::Added) })
+    }
+
+    fn to_delete(&self, path: &[u8]) -> Result<Option<Theirs>> {
+        let there = match self.target.look(path)? {
+            There::Nothing | There::NoDirectory(Errno::NOENT) => return Ok(None),
+            There::NoDirectory(why) => return Ok(Some(no_directory(why))),
+            There::Entry(there) => there,
+        };
+        self.is_as_before(path, &there)
+    }
+
+    fn to_change(&self, path: &[u8], change: &Change) -> Result<Option<Theirs>> {
+        let there = match self.target.look(path)? {
+            There::Nothing => return Ok(Some(Theirs::Deleted)),
+            There::NoDirectory(why) => return Ok(Some(no_directory(why))),
+            There::Entry(there) => there,
+        };
+        if change.file_type == FileType::Directory && change.kind != Kind::Type {
+            return Ok(match is_dir(&there.stat) {
+                false => Some(Theirs::Changed),
+                true if self.target.own && self.attributes_changed(path, &there.stat) => Some(Theirs::Changed),
+                true => None,
+            });
+        }
+        match self.is_as_before(path, &there)? {
+            Some(Theirs::Changed) if !is_dir(&there.stat) && same(&self.shown.must(path)?, &there)? => Ok(None),
+            against => Ok(against),
+        }
+    }
+
+    /// Every change in a directory stamps both of its times, one of its attributes only the one.
+    fn attributes_changed(&self, path: &[u8], stat: &Stat) -> bool {
+        changed(stat) > self.since && changed(stat) != modified(stat) && !self.known.has(path, stat)
+    }
+
+    /// What stands against what is at a path of the target being replaced or deleted.
+    fn is_as_before(&self, path: &[u8], there: &Entry) -> Result<Option<Theirs>> {
+        if is_mounted_on(there)? {
+            return Ok(Some(Theirs::Mounted));
+        }
+        let is_new = |path: &[u8], stat: &Stat| changed(stat) > self.since && !self.known.has(path, stat);
+        let same = match self.target.own {
+            true => !any_below(path, there, &is_new)?,
+            false => self.same_as_lowers(path, there)?,
+        };
+        Ok((!same).then_some(Theirs::Changed))
+    }
+
+    fn same_as_lowers(&self, path: &[u8], there: &Entry) -> Result<bool> {
+        let Some((stack, dir, name, path)) = self.before(path)? else { return Ok(false) };
+        let Some((layer, stat)) = stack.lookup(&dir, &name, &path)? else { return Ok(false) };
+        let lower = Entry { dir: dir.layer(layer).try_clone_to_owned()?, name: name.clone(), stat };
+        if !is_dir(&stat) || !is_dir(&there.stat) {
+            return same(&lower, there);
+        }
+        let below = stack.child(&dir, &name, &path)?;
+        let there = open_child(there)?;
+        same_trees(stack, &below, &join(&path, name.to_bytes()), there)
+    }
+
+    /// Where a path of the merged view is in the lowers: the directory, and the name in it.
+    #[allow(clippy::type_complexity)]
+    fn before(&self, path: &[u8]) -> Result<Option<(&Stack, Dir, CString, Vec<u8>)>> {
+        let is_in = |prefix: &[u8]| {
+            prefix.is_empty() || path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        };
+        let Some((tree, stack)) = self.before.iter().rev().find(|(tree, _)| is_in(&tree.prefix)) else {
+            return Ok(None);
+        };
+        let inside = path.strip_prefix(&tree.prefix[..]).unwrap_or(path);
+        let (above, name) = split(inside.strip_prefix(b"/").unwrap_or(inside));
+        let mut dir = stack.root()?;
+        let mut at: Vec<u8> = Vec::new();
+        for part in above.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
+            dir = stack.child(&dir, &CString::new(part)?, &at)?;
+            at = join(&at, part);
+        }
+        Ok(Some((stack, dir, CString::new(if name.is_empty() { b"." } else { name })?, at)))
+    }
+}
+
+/// The moment that a document's time names.
+pub fn moment(time: &str) -> Result<Moment> {
+    let time: jiff::Timestamp = time.parse().with_context(|| format!("{time:?} is no time"))?;
+    Ok((time.as_second(), i64::from(time.subsec_nanosecond())))
+}
+
+/// When an inode changed last, attributes and names included.
+pub fn changed(stat: &Stat) -> Moment {
+    (stat.st_ctime, stat.st_ctime_nsec as i64)
+}
+
+fn no_directory(why: Errno) -> Theirs {
+    match why {
+        Errno::NOENT => Theirs::NoDirectory,
+        Errno::XDEV => Theirs::Mounted,
+        _ => Theirs::NotADirectory,
+    }
+}
+
+fn is_dir(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+/// Whether something is true of an entry (at `path`), or of anything below it. What is mounted below counts as true.
+pub fn any_below(path: &[u8], entry: &Entry, is: &dyn Fn(&[u8], &Stat) -> bool) -> Result<bool> {
+    if is(path, &entry.stat) {
+        return Ok(true);
+    }
+    if !is_dir(&entry.stat) {
+        return Ok(false);
+    }
+    let mut pending = vec![(path.to_vec(), open_child(entry)?)];
+    while let Some((path, dir)) = pending.pop() {
+        for name in names(&dir)? {
+            let stat = match statat(&dir, &*name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => return Ok(true),
+                Err(e) => return Err(e.into()),
+            };
+            let path = join(&path, name.to_bytes());
+            if stat.st_dev != entry.stat.st_dev || is(&path, &stat) {
+                return Ok(true);
+            }
+            if is_dir(&stat) {
+                pending.push((path, open_named(&dir, &name)?));
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn open_child(entry: &Entry) -> Result<OwnedFd> {
+    open_named(&entry.dir, &entry.name)
+}
+
+fn open_named(dir: &OwnedFd, name: &CString) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(dir, &**name, flags, Mode::empty()).with_context(|| name.to_string_lossy().into_owned())
+}
+
+fn names(dir: &OwnedFd) -> Result<Vec<CString>> {
+    let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
+    let mut names = Vec::new();
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Whether two entries are the same to who looks at type, permissions, and content, target or device number.
+pub fn same(a: &Entry, b: &Entry) -> Result<bool> {
+    let (kind, mode) = (FileType::from_raw_mode(a.stat.st_mode), |entry: &Entry| entry.stat.st_mode & 0o7777);
+    if kind != FileType::from_raw_mode(b.stat.st_mode) || (kind != FileType::Symlink && mode(a) != mode(b)) {
+        return Ok(false);
+    }
+    let target = |entry: &Entry| readlinkat(&entry.dir, &*entry.name, Vec::new());
+    Ok(match kind {
+        FileType::RegularFile => a.stat.st_size == b.stat.st_size && same_content(a, b)?,
+        FileType::Symlink => target(a)? == target(b)?,
+        FileType::CharacterDevice | FileType::BlockDevice => a.stat.st_rdev == b.stat.st_rdev,
+        _ => true,
+    })
+}
+
+fn same_content(a: &Entry, b: &Entry) -> Result<bool> {
+    const PIECE: usize = 128 << 10;
+    let (a, b) = (open_file(a)?, open_file(b)?);
+    let (mut left, mut right) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut at = 0;
+    loop {
+        let count = crate::diff::read_full(&a, &mut left, at)?;
+        if count != crate::diff::read_full(&b, &mut right, at)? || left[..count] != right[..count] {
+            return Ok(false);
+        }
+        if count < PIECE {
+            return Ok(true);
+        }
+        at += count as u64;
+    }
+}
+
+/// Whether a directory is, with all below it, what the lowers have.
+fn same_trees(stack: &Stack, lower: &Dir, path: &[u8], there: OwnedFd) -> Result<bool> {
+    let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
+    let entries = stack.list(lower, path, &mut buffer)?;
+    let ours: HashSet<CString> = names(&there)?.into_iter().collect();
+    if entries.len() != ours.len() || !entries.iter().all(|entry| ours.contains(&entry.name)) {
+        return Ok(false);
+    }
+    for entry in entries {
+        let stat_of = |dir, name: &CString| statat(dir, &**name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT);
+        let lower_dir = lower.layer(entry.layer);
+        let (before, now) = (stat_of(lower_dir, &entry.name)?, stat_of(there.as_fd(), &entry.name)?);
+        let same = if is_dir(&before) && is_dir(&now) {
+            let below = stack.child(lower, &entry.name, path)?;
+            same_trees(stack, &below, &join(path, entry.name.to_bytes()), open_named(&there, &entry.name)?)?
+        } else {
+            let before = Entry { dir: lower_dir.try_clone_to_owned()?, name: entry.name.clone(), stat: before };
+            same(&before, &Entry { dir: there.try_clone()?, name: entry.name.clone(), stat: now })?
+        };
+        if !same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+impl Judge<'_> {
+    /// Whether there is no directory at a path of the target.
+    pub fn is_free(&self, path: &[u8]) -> Result<bool> {
+        Ok(!matches!(self.target.look(path)?, There::Entry(ref there) if is_dir(&there.stat)))
+    }
+
+    /// Whether somebody else has changed a directory of the target.
+    pub fn is_anothers(&self, path: &[u8], stat: &Stat) -> bool {
+        self.target.own && changed(stat) > self.since && !self.known.has(path, stat)
+    }
+
+    /// Whether only the times of a directory were changed in the overlay, and the target has it as it was before.
+    pub fn only_times(&self, path: &[u8], stat: &Stat) -> Result<bool> {
+        let There::Entry(there) = self.target.look(path)? else { return Ok(false) };
+        if !is_dir(&there.stat) || modified(&there.stat) == modified(stat) || self.is_anothers(path, &there.stat) {
+            return Ok(false);
+        }
+        let Some((stack, dir, name, above)) = self.before(path)? else { return Ok(true) };
+        let before = match name.to_bytes() {
+            b"." => dir.stat().copied(),
+            _ => stack.lookup(&dir, &name, &above)?.map(|(_, stat)| stat),
+        };
+        Ok(before.is_some_and(|before| is_dir(&before) && modified(&before) != modified(stat)))
+    }
+}
+
+fn modified(stat: &Stat) -> Moment {
+    (stat.st_mtime, stat.st_mtime_nsec as i64)
+}
