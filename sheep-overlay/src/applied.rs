@@ -41,7 +41,7 @@ const NEW: &str = ".new-";
 const UNDO: &str = ".undo-";
 const GONE: &str = ".gone-";
 /// The directory for slots on a file system that the data directory is not on.
-const ABROAD: &str = ".sheep-applied";
+pub const ABROAD: &str = ".sheep-applied";
 const VERSION: u32 = 1;
 
 /// What was, or is to be, done to a target.

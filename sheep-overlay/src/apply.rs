@@ -34,6 +34,7 @@ use plan::Plan;
 use stage::Instead;
 use target::{Target, There};
 
+pub use conflict::moment;
 pub use undo::{kept_by, list, undo};
 
 /// What was done.
@@ -112,7 +113,7 @@ pub fn work(
     };
     let shown = Shown::open(overlay)?;
     let mut known = Known::read(dir);
-    let judges = Judge::new(overlay, &target, &shown, &known)?;
+    let judges = Judge::new(overlay, dir, &target, &shown, &known)?;
     let judged = judge(&chosen, &judges)?;
     if args.dry_run {
         return preview(&judged, args).map(|()| None);
@@ -147,6 +148,14 @@ pub fn work(
     let transaction = store.begin()?;
     let id = transaction.id.clone();
     let report = report(Some(id));
+    let mut anothers = HashSet::new();
+    for path in plan.directories.keys() {
+        if let There::Entry(there) = target.look(path)?
+            && judges.is_anothers(path, &there.stat)
+        {
+            anothers.insert(path.clone());
+        }
+    }
     let done = stage::make(&plan, &judges, &target, &shown, &instead, &transaction, &mut journal)
         .and_then(|seen| commit(store, &transaction, &journal, &seen));
     if let Err(error) = done {
@@ -154,7 +163,10 @@ pub fn work(
         return Err(error);
     }
     if target.own {
-        note(&plan, &target, &mut known)?;
+        // What another did to a directory stays his, where only something in it was changed.
+        let whole = |path: &[u8]| -> bool { plan.directories.get(path).is_some_and(|whole| *whole) };
+        let is_ours = |path: &[u8]| -> bool { whole(path) || !anothers.contains(path) };
+        note(&plan, &target, &mut known, &is_ours)?;
         known.write(dir)?;
     }
     Ok(Some(report))
@@ -397,7 +409,7 @@ fn give_up(root: &DataRoot, store: &Store, transaction: &Transaction, journal: &
 }
 
 /// Notes what is in the target now, so that it is known to be ours.
-fn note(plan: &Plan, target: &Target, known: &mut Known) -> Result<()> {
+fn note(plan: &Plan, target: &Target, known: &mut Known, is_ours: &dyn Fn(&[u8]) -> bool) -> Result<()> {
     let mut look = |path: &[u8]| -> Result<()> {
         let found = match target.look(path)? {
             There::Entry(entry) => stat(entry.dir.as_fd(), &entry.name)?,
@@ -412,5 +424,5 @@ fn note(plan: &Plan, target: &Target, known: &mut Known) -> Result<()> {
             look(path)?;
         }
     }
-    plan.directories.keys().try_for_each(|path| look(path))
+    plan.directories.keys().filter(|path| is_ours(path)).try_for_each(|path| look(path))
 }

@@ -172,7 +172,7 @@ fn by_fuse(overlay: &mut Overlay, lowers: &[Lower], request: &Request) -> Result
 
 /// Mounts by fuse-overlayfs what is recorded, and notes the mount's id. It sees what is mounted below a lower as it is.
 pub fn mount_fuse(overlay: &mut Overlay) -> Result<()> {
-    let lowers: Vec<PathBuf> = overlay.lower.iter().map(|lower| lower.0.clone()).collect();
+    let lowers: Vec<PathBuf> = overlay.base().iter().map(|lower| lower.0.clone()).collect();
     let links = record::dir_of(overlay).join("links");
     let mounted = fuse::mount(
         &fuse::Stack {

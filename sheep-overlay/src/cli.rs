@@ -36,6 +36,8 @@ pub enum Verb {
     Why(Why),
     /// Say how much disk the changes take
     Du(Du),
+    /// Say whether the lower was changed by others since the overlay was made
+    Status(Status),
     /// Print the changes as others take them (an OCI layer, a layer directory, a patch), or all of it as a tar
     Export(Export),
     /// Make the changes to the lower too, or to another directory; all of them or none
@@ -102,6 +104,9 @@ pub struct Mount {
     /// Show the lowers' owners by a map, as in mount(8): [b:|u:|g:]ON-DISK:SHOWN:COUNT
     #[arg(long, value_name = "MAP")]
     pub idmap: Option<String>,
+    /// Make sure of a lower that others change: lie on a copy of it, or list what it has [default: the best to be had]
+    #[arg(long, value_name = "WAY", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
+    pub freeze: Option<FreezeWay>,
     /// Leave out what is mounted below a lower: an empty directory is seen in its place
     #[arg(long)]
     pub no_recursive: bool,
@@ -125,6 +130,19 @@ pub enum BackendChoice {
     Reflink,
     /// A faithful copy
     Copy,
+}
+
+/// `--freeze`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FreezeWay {
+    /// The first of the others that is to be had
+    Auto,
+    /// A btrfs snapshot, of a lower that is a subvolume
+    Btrfs,
+    /// A copy that shares all content (reflink)
+    Reflink,
+    /// No copy, but a list by which 'status' and 'apply' tell what was changed
+    Listing,
 }
 
 /// `umount`
@@ -269,6 +287,24 @@ pub struct Du {
     #[arg(long, value_name = "FILE", conflicts_with = "overlays")]
     pub from: Option<OsString>,
     /// Print a document a line instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `status`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit code: 1 where something was changed. Without 'mount --freeze', changes are known by the ctime \
+of files; what was deleted is not."
+)]
+pub struct Status {
+    /// Overlays: ids, unique prefixes of ids, or paths in the merged directory; '-' reads documents from stdin
+    #[arg(value_name = "ID|PATH", required_unless_present = "from")]
+    pub overlays: Vec<OsString>,
+    /// Read the documents from FILE ('-' is stdin)
+    #[arg(long, value_name = "FILE", conflicts_with = "overlays")]
+    pub from: Option<OsString>,
+    /// Print a JSON document a line instead of 'M /path' lines
     #[arg(long)]
     pub json: bool,
 }

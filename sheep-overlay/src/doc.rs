@@ -174,6 +174,12 @@ pub struct Overlay {
     /// How the owners of the lowers are shown, as `--idmap` was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idmap: Option<String>,
+    /// How the lower is kept from changing, or how changes of it are told; absent where nothing is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
+    /// What the overlay lies on in the place of `lower`: a copy of it that nobody changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<DocPath>,
     /// It was unmounted lazily, and may be in use still: nothing is deleted until it is not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lazy: bool,
@@ -223,12 +229,19 @@ impl Overlay {
             tmpfs: None,
             size: None,
             idmap: None,
+            freeze: None,
+            held: Vec::new(),
             lazy: false,
             snapshots: Vec::new(),
             head: 0,
             branch: None,
             pending: None,
         }
+    }
+
+    /// What the overlay lies on, bottom first: the lowers, or what is held in their place.
+    pub fn base(&self) -> &[DocPath] {
+        if self.held.is_empty() { &self.lower } else { &self.held }
     }
 }
 
@@ -337,6 +350,19 @@ pub enum How {
     File,
     /// Hidden: something empty is bound over it.
     Hidden,
+}
+
+/// What is done about a lower that others change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum Freeze {
+    /// The overlay lies on a btrfs snapshot of it.
+    Btrfs,
+    /// The overlay lies on a copy of it that shares all content.
+    Reflink,
+    /// All that it had is listed.
+    Listing,
 }
 
 /// A user namespace, by its maps.

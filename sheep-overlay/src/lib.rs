@@ -23,6 +23,7 @@ pub mod enter;
 pub mod exit;
 pub mod export;
 pub mod find;
+pub mod freeze;
 pub mod gc;
 pub mod history;
 pub mod holder;
@@ -51,6 +52,7 @@ pub mod squash;
 pub mod stack;
 pub mod stacked;
 pub mod state;
+pub mod status;
 pub mod switch;
 pub mod sys;
 pub mod take_up;
@@ -89,6 +91,7 @@ pub fn run(cli: cli::Cli) -> Result<()> {
         }
         cli::Verb::Why(args) => why::run(&root, args),
         cli::Verb::Du(args) => du::run(&root, args),
+        cli::Verb::Status(args) => status::run(&root, args),
         cli::Verb::Export(args) => export::run(&root, args),
         cli::Verb::Apply(args) => apply::run(&root, args),
         cli::Verb::Snapshot(args) => snapshot::run(&root, args),

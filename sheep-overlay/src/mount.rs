@@ -10,13 +10,13 @@ use serde::Deserialize;
 
 use crate::backend::kernel;
 use crate::branch::{self, Base};
-use crate::cli::{self, BackendChoice};
+use crate::cli::{self, BackendChoice, FreezeWay};
 use crate::doc::{self, Backend, DocPath, Document, Overlay};
 use crate::layer::Marks;
 use crate::lowers;
 use crate::record::{self, Building};
 use crate::state::{self, DataRoot};
-use crate::{PROGRAM, choose, exit, idmap, parts, stacked, sys, take_up, tmpfs, umount};
+use crate::{PROGRAM, choose, exit, freeze, idmap, parts, stacked, sys, take_up, tmpfs, umount};
 
 /// What was asked for.
 #[derive(Debug, Default)]
@@ -39,6 +39,8 @@ pub struct Request {
     pub hide: Vec<PathBuf>,
     /// `--idmap`
     pub idmap: Option<String>,
+    /// `--freeze`
+    pub freeze: Option<FreezeWay>,
     /// The lowers are the layers of an image, from a document: the next program of the pipe is to see the view.
     pub of_image: bool,
     /// `--branch`
@@ -75,6 +77,7 @@ impl Request {
             at,
             hide: args.hide.clone(),
             idmap: args.idmap.clone(),
+            freeze: args.freeze,
             of_image: false,
             branch: None,
             recursive: !args.no_recursive,
@@ -250,6 +253,7 @@ fn check_request(root: &DataRoot, request: &Request) -> Result<()> {
         return Err(exit::usage("--read-only and --volatile exclude each other: nothing is written"));
     }
     let only_overlayfs = [
+        ("--freeze", request.freeze.is_some()),
         ("--tmpfs", request.tmpfs.is_some()),
         ("--size", request.size.is_some()),
         ("--hide", !request.hide.is_empty()),
@@ -342,9 +346,10 @@ fn create(root: &DataRoot, id: Option<String>, request: &Request) -> Result<(Ove
         // A mount outside of the overlay's directory must be known before it is there.
         record::write_first(building.dir(), &overlay)?;
     }
-    choose::fill(root, &mut overlay, &lowers, request)?;
+    let base = freeze::freeze(root, &mut overlay, building.dir(), lowers, request)?;
+    choose::fill(root, &mut overlay, &base, request)?;
     if matches!(overlay.backend, Backend::Kernel | Backend::Fuse) {
-        stacked::note_use(root, &overlay.id, &lowers)?;
+        stacked::note_use(root, &overlay.id, &base)?;
     }
     branch::claim(root, &overlay)?;
     match overlay.at {

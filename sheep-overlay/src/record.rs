@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use crate::child::{After, Place};
 use crate::doc::{Backend, DocPath, Overlay, UserNamespace};
 use crate::state::{self, DataRoot, Durability, Lock};
-use crate::{PROGRAM, applied, assemble, child, exit, holder, mountpoint, parts, remove, sys};
+use crate::{PROGRAM, applied, assemble, child, exit, freeze, holder, mountpoint, parts, remove, sys};
 
 /// How the name of the lock file of an overlay begins while it is being made; its id follows.
 const NEW: &str = ".new-";
@@ -118,6 +118,9 @@ pub fn place(overlay: &mut Overlay, dir: &Path) {
     let covers = overlay.branch.as_ref().map_or_else(|| dir.to_path_buf(), |branch| dir.with_file_name(&branch.origin));
     if let Some(cover) = &mut overlay.cover {
         *cover = DocPath(covers.join("cover"));
+    }
+    for (number, held) in overlay.held.iter_mut().enumerate() {
+        *held = DocPath(freeze::place(&covers, number));
     }
     for (number, mount) in overlay.mounts.iter_mut().enumerate() {
         parts::place_mount(mount, in_memory, dir, &covers, number);

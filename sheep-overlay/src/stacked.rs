@@ -25,6 +25,10 @@ pub fn note_use(root: &DataRoot, id: &str, lowers: &[Lower]) -> Result<()> {
         let Ok(inside) = lower.path.strip_prefix(&overlays) else { continue };
         let mut parts = inside.iter();
         let (Some(base), part) = (parts.next().and_then(OsStr::to_str), parts.next()) else { continue };
+        // What it holds in the place of a lower is its own.
+        if base == id {
+            continue;
+        }
         let dir = record::dir(root, base);
         let _lock = record::lock(root, base)?.ok_or_else(|| find::no_such(base))?;
         let overlay = record::read(&dir)?.ok_or_else(|| find::no_such(base))?;

@@ -44,8 +44,7 @@ pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Und
     }
     check_same(&before, request)?;
     let _layers = root.lock_layers_for_use()?;
-    let recorded: Vec<PathBuf> = before.lower.iter().map(|lower| lower.0.clone()).collect();
-    let lowers = lowers_for(root, &dir, &before, &recorded)?;
+    let lowers = lowers_for(root, &dir, &before)?;
     check_lowers(&before, request, &lowers)?;
     sys::catch_interrupts()?;
     let mut overlay = before.clone();
@@ -191,11 +190,20 @@ fn check_same(before: &Overlay, request: &Request) -> Result<()> {
 }
 
 /// The recorded lowers, opened. A copy has all that it needs in itself.
-fn lowers_for(root: &DataRoot, dir: &Path, before: &Overlay, recorded: &[PathBuf]) -> Result<Vec<Lower>> {
+fn lowers_for(root: &DataRoot, dir: &Path, before: &Overlay) -> Result<Vec<Lower>> {
     match before.backend {
         Backend::Copy | Backend::Btrfs => Ok(Vec::new()),
-        Backend::Kernel | Backend::Fuse => lowers::open(root, Some(dir), recorded),
+        Backend::Kernel | Backend::Fuse => base_of(root, dir, before),
     }
+}
+
+/// What an overlay lies on, opened.
+pub fn base_of(root: &DataRoot, dir: &Path, overlay: &Overlay) -> Result<Vec<Lower>> {
+    if !overlay.held.is_empty() {
+        return overlay.held.iter().map(|held| lowers::open_one(held)).collect();
+    }
+    let recorded: Vec<PathBuf> = overlay.lower.iter().map(|lower| lower.0.clone()).collect();
+    lowers::open(root, Some(dir), &recorded)
 }
 
 /// An upper is the difference from its lowers, and means nothing over others.
@@ -207,6 +215,7 @@ fn check_lowers(before: &Overlay, request: &Request, opened: &[Lower]) -> Result
         given == recorded || std::fs::canonicalize(given).is_ok_and(|given| given == recorded)
     };
     let recorded: Vec<&Path> = match opened {
+        _ if !before.held.is_empty() => before.lower.iter().map(|lower| &**lower).collect(),
         [] => before.lower.iter().map(|lower| &**lower).collect(),
         opened => opened.iter().map(|lower| lower.path.as_path()).collect(),
     };

@@ -43,7 +43,7 @@ pub fn on(overlay: &Overlay, head: u32) -> Vec<Tree> {
     };
     let root = Tree {
         prefix: Vec::new(),
-        lowers: paths(&overlay.lower, overlay.split, &overlay.cover),
+        lowers: paths(overlay.base(), overlay.split, &overlay.cover),
         frozen: layers.iter().map(|layer| layer.join("upper")).collect(),
         upper: overlay.upper.0.clone(),
         work: overlay.work.0.clone(),

@@ -174,9 +174,8 @@ pub fn again(
     dir: &Path,
     pending: Option<Pending>,
 ) -> Result<Overlay> {
-    let recorded: Vec<_> = overlay.lower.iter().map(|lower| lower.0.clone()).collect();
     let known = overlay.clone();
-    let mounted = lowers::open(root, Some(dir), &recorded)
+    let mounted = take_up::base_of(root, dir, &overlay)
         .and_then(|lowers| take_up::mount(root, &known, &mut overlay, dir, &lowers));
     match mounted {
         Ok(()) => {

@@ -10,7 +10,9 @@ use crate::find::{self, Target};
 use crate::mountpoint::{self, NotUnmounted};
 use crate::record::{self, State};
 use crate::state::DataRoot;
-use crate::{PROGRAM, access, assemble, busy, cli, exit, holder, quota, rotate, stacked, take_up, tmpfs, trees};
+use crate::{
+    PROGRAM, access, assemble, busy, cli, exit, freeze, holder, quota, rotate, stacked, take_up, tmpfs, trees,
+};
 
 /// Unmounts each overlay. After an error it goes on with the others; the first error is the result.
 pub fn run(root: &DataRoot, args: &cli::Umount) -> Result<()> {
@@ -68,6 +70,7 @@ fn end_workings(overlay: &Overlay, dir: &Path) -> Result<()> {
         // Where that is not allowed, it is deleted like any directory, file by file.
         let _ = btrfs::delete(dir, c"merged");
     }
+    freeze::release(overlay, dir);
     Ok(())
 }
 

@@ -15,12 +15,13 @@ use serde::{Deserialize, Serialize};
 use super::Journal;
 use super::steps::{Work, stat};
 use crate::doc::DocPath;
+use crate::listing::Seen;
 use crate::record;
 use crate::shown::split;
 use crate::state::{self, DataRoot, Durability};
 use crate::walk::join;
 
-/// The inodes, by their paths from the merged directory on (without a leading slash).
+/// The inodes, by their paths from the merged directory on (without a leading slash); number 0 where there is nothing.
 #[derive(Debug, Default)]
 pub struct Known(BTreeMap<Vec<u8>, Inode>);
 
@@ -48,6 +49,16 @@ impl Known {
         state::write_json(&dir.join(FILE), &inodes, Durability::Rebuildable)
     }
 
+    /// Whether nothing was left at a path.
+    pub fn is_gone(&self, path: &[u8]) -> bool {
+        self.0.get(path).is_some_and(|inode| inode.number == 0)
+    }
+
+    /// Whether a listed inode is what was left there.
+    pub fn has_seen(&self, path: &[u8], seen: &Seen) -> bool {
+        self.0.get(path).is_some_and(|inode| (inode.number, inode.changed) == (seen.ino, seen.changed))
+    }
+
     /// Notes what is at a path now.
     pub fn note(&mut self, path: &[u8], stat: Option<&Stat>) {
         match stat {
@@ -60,7 +71,8 @@ impl Known {
                 self.0.insert(path.to_vec(), inode);
             }
             None => {
-                self.0.remove(path);
+                let inode = Inode { path: PathBuf::from(OsStr::from_bytes(path)).into(), number: 0, changed: (0, 0) };
+                self.0.insert(path.to_vec(), inode);
             }
         }
     }

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, openat, readlinkat, statat};
@@ -19,6 +20,7 @@ use crate::carry::open_file;
 use crate::diff::{Change, Kind};
 use crate::doc::Overlay;
 use crate::layer::Marks;
+use crate::listing::{Listing, Seen};
 use crate::shown::{Entry, Shown, bare, split};
 use crate::stack::{Dir, Stack};
 use crate::trees::{self, Tree};
@@ -71,19 +73,22 @@ pub struct Judge<'a> {
     before: Vec<(Tree, Stack)>,
     since: Moment,
     known: &'a Known,
+    /// What the lowers had, where that was listed.
+    listing: Option<Listing>,
 }
 
 impl<'a> Judge<'a> {
     /// Opens what is needed.
-    pub fn new(overlay: &Overlay, target: &'a Target, shown: &'a Shown, known: &'a Known) -> Result<Self> {
+    pub fn new(overlay: &Overlay, dir: &Path, target: &'a Target, shown: &'a Shown, known: &'a Known) -> Result<Self> {
         let mut before = Vec::new();
-        if !target.own {
+        if !target.own || !overlay.held.is_empty() {
             for tree in trees::of(overlay) {
                 let stack = Stack::open(&tree.lowers, Marks::of(overlay), None)?;
                 before.push((tree, stack));
             }
         }
-        Ok(Judge { target, shown, before, since: moment(&overlay.created)?, known })
+        let listing = if target.own { Listing::read(dir)? } else { None };
+        Ok(Judge { target, shown, before, since: moment(&overlay.created)?, known, listing })
     }
 
     /// What stands against a change; `None` where nothing does.
@@ -109,6 +114,7 @@ impl<'a> Judge<'a> {
 
     fn to_add(&self, path: &[u8], change: &Change) -> Result<Option<Theirs>> {
         let there = match self.target.look(path)? {
+            There::Nothing if self.was_deleted(path)? => return Ok(Some(Theirs::Deleted)),
             There::Nothing => return Ok(None),
             There::NoDirectory(why) => return Ok(Some(no_directory(why))),
             There::Entry(there) => there,
@@ -134,6 +140,8 @@ impl<'a> Judge<'a> {
 
     fn to_change(&self, path: &[u8], change: &Change) -> Result<Option<Theirs>> {
         let there = match self.target.look(path)? {
+            // Applied before, and made anew in the overlay since.
+            There::Nothing if self.target.own && self.known.is_gone(path) => return Ok(None),
             There::Nothing => return Ok(Some(Theirs::Deleted)),
             There::NoDirectory(why) => return Ok(Some(no_directory(why))),
             There::Entry(there) => there,
@@ -153,7 +161,29 @@ impl<'a> Judge<'a> {
 
     /// Every change in a directory stamps both of its times, one of its attributes only the one.
     fn attributes_changed(&self, path: &[u8], stat: &Stat) -> bool {
-        changed(stat) > self.since && changed(stat) != modified(stat) && !self.known.has(path, stat)
+        match self.listed(path) {
+            Some(listed) => !listed.is_some_and(|listed| listed.is(&Seen::of(stat))) && !self.known.has(path, stat),
+            None => self.is_anothers(path, stat) && changed(stat) != modified(stat),
+        }
+    }
+
+    /// What the listing has of a path; `None` where there is no listing.
+    fn listed(&self, path: &[u8]) -> Option<Option<&Seen>> {
+        let (place, inside) = self.target.place_of(path);
+        let entries = self.listing.as_ref()?.of(&self.target.places()[place].path)?;
+        Some(entries.get(inside))
+    }
+
+    /// Whether somebody else has deleted what the overlay was made over.
+    fn was_deleted(&self, path: &[u8]) -> Result<bool> {
+        if !self.target.own || self.known.is_gone(path) {
+            return Ok(false);
+        }
+        if let Some(listed) = self.listed(path) {
+            return Ok(listed.is_some());
+        }
+        let Some((stack, dir, name, above)) = self.before(path)? else { return Ok(false) };
+        Ok(stack.lookup(&dir, &name, &above)?.is_some())
     }
 
     /// What stands against what is at a path of the target being replaced or deleted.
@@ -161,10 +191,11 @@ impl<'a> Judge<'a> {
         if is_mounted_on(there)? {
             return Ok(Some(Theirs::Mounted));
         }
-        let is_new = |path: &[u8], stat: &Stat| changed(stat) > self.since && !self.known.has(path, stat);
-        let same = match self.target.own {
-            true => !any_below(path, there, &is_new)?,
-            false => self.same_as_lowers(path, there)?,
+        let is_new = |path: &[u8], stat: &Stat| self.is_anothers(path, stat);
+        let same = match (self.target.own, self.before.is_empty()) {
+            (true, true) => !any_below(path, there, &is_new)?,
+            (true, false) => !any_below(path, there, &is_new)? || self.same_as_lowers(path, there)?,
+            (false, _) => self.same_as_lowers(path, there)?,
         };
         Ok((!same).then_some(Theirs::Changed))
     }
@@ -339,9 +370,15 @@ impl Judge<'_> {
         Ok(!matches!(self.target.look(path)?, There::Entry(ref there) if is_dir(&there.stat)))
     }
 
-    /// Whether somebody else has changed a directory of the target.
+    /// Whether somebody else has changed something in the target.
     pub fn is_anothers(&self, path: &[u8], stat: &Stat) -> bool {
-        self.target.own && changed(stat) > self.since && !self.known.has(path, stat)
+        if !self.target.own || self.known.has(path, stat) {
+            return false;
+        }
+        match self.listed(path) {
+            Some(listed) => listed.is_none_or(|listed| (listed.ino, listed.changed) != (stat.st_ino, changed(stat))),
+            None => changed(stat) > self.since,
+        }
     }
 
     /// Whether only the times of a directory were changed in the overlay, and the target has it as it was before.

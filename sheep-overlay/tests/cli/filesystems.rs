@@ -19,7 +19,9 @@ impl<'a> Fs<'a> {
 
 impl Drop for Fs<'_> {
     fn drop(&mut self) {
-        sh(&format!("umount {0}/fs", self.0.dir.display()));
+        if !std::thread::panicking() {
+            sh(&format!("umount {0}/fs", self.0.dir.display()));
+        }
     }
 }
 
@@ -71,4 +73,105 @@ fn a_copy_that_shares_all_or_is_none() {
     let shared = (after.f_bfree - used.f_bfree) * used.f_frsize;
     assert!(shared < 1 << 20, "{shared} bytes were freed");
     drop(fs);
+}
+
+/// Deeds in the overlay, then deeds of others in its lower; what the overlay shows of these, and what is told of them.
+fn freezes(world: &World, root: &str, lower: &str, way: &str, how: &str) {
+    let run = |args: &[&str]| world.run(&[&["--root", root], args].concat());
+    let inside = |script: &str| run(&["exec", "ov", "--", "sh", "-c", script]).ok().out;
+    sh(&format!(
+        "cd {}/{lower}; rm -rf a c gone d; echo one > a; echo one > mine; echo old > gone; mkdir d; echo two > d/b; chown -R sheeptest: .",
+        world.dir.display()
+    ));
+    let document = run(&["mount", way, "--id", "ov", lower]).json();
+    assert_eq!(document["overlay"]["freeze"], how, "{document}");
+    assert_eq!(run(&["status", "ov"]).ok().out, "");
+    let place = world.dir.join(lower);
+    inside(&format!(
+        "cd {0} 2>/dev/null || cd {root}/overlay/ov/merged; echo ours > d/b; echo ours > mine; rm a; echo ours > gone",
+        place.display()
+    ));
+    sh(&format!(
+        "sleep 0.02; cd {}; echo theirs > a; echo new > c; rm gone; chmod 700 d; echo theirs > d/b",
+        place.display()
+    ));
+    let ran = run(&["status", "ov"]);
+    ran.refuses(1, &["ov: the lower was changed in 5 places"]);
+    assert_eq!(ran.out, "M /a\nA /c\nM /d\nM /d/b\nD /gone\n");
+    if how != "listing" {
+        let shown =
+            inside(&format!("cd {0} 2>/dev/null || cd {root}/overlay/ov/merged; ls; stat -c %a d", place.display()));
+        assert_eq!(shown, "d\ngone\nmine\n755\n", "the overlay shows nothing of it");
+    }
+    let ran = run(&["apply", "ov"]);
+    // To OverlayFS, what the directory was before is a change of the overlay.
+    ran.refuses(1, &[if how == "listing" { "4 conflicts" } else { "3 conflicts" }]);
+    assert!(ran.out.contains(r#""path":"/gone""#) && ran.out.contains(r#""theirs":"deleted""#), "{}", ran.out);
+    run(&["apply", "ov", "--theirs"]).ok();
+    assert_eq!(fs::read_to_string(place.join("mine")).unwrap(), "ours\n");
+    run(&["apply", "ov", "--ours"]).ok();
+    let names: Vec<String> = names_in(&place).into_iter().filter(|name| name != ".sheep-applied").collect();
+    assert_eq!(names, ["c", "d", "gone", "mine"]);
+    // What was applied is no change of others.
+    let left = if how == "listing" { "A /c\n" } else { "A /c\nM /d\n" };
+    assert_eq!(run(&["status", "ov"]).out, left);
+    run(&["umount", "--keep", "ov"]).ok();
+    run(&["mount", "--id", "ov", lower]).ok();
+    assert_eq!(inside(&format!("cat {}/d/b || cat {root}/overlay/ov/merged/d/b", place.display())), "ours\n");
+    run(&["umount", "ov"]).ok();
+    assert_eq!(names_in(&world.dir.join(root).join("overlay")), Vec::<String>::new());
+}
+
+#[test]
+fn a_lower_that_others_change_is_listed() {
+    for world in [World::root(), World::user()] {
+        world.lower("low", &[]);
+        freezes(&world, "data", "low", "--freeze=listing", "listing");
+        freezes(&world, "data", "low", "--freeze", "listing");
+        world.run(&["mount", "--freeze=reflink", "low"]).refuses(1, &["--freeze"]);
+        world.run(&["mount", "--freeze=btrfs", "low"]).refuses(1, &["--freeze", "no btrfs subvolume"]);
+        world.run(&["mount", "--freeze", "--backend", "copy", "low"]).fails(2, &["--freeze is for OverlayFS"]);
+        world.is_clean();
+    }
+}
+
+#[test]
+fn a_lower_that_others_change_is_held_by_a_snapshot() {
+    let world = World::root();
+    let fs = Fs::new(&world, "btrfs", "");
+    subvolume(&world);
+    freezes(&world, "fs/data", "fs/sub", "--freeze", "btrfs");
+    drop(fs);
+}
+
+#[test]
+fn a_lower_that_others_change_is_held_by_shared_content() {
+    let world = World::root();
+    let fs = Fs::new(&world, "xfs -q", "");
+    sh(&format!("mkdir {}/fs/low", world.dir.display()));
+    freezes(&world, "fs/data", "fs/low", "--freeze", "reflink");
+    sh(&format!("cd {}/fs/low; mkdir m; mount -t tmpfs none m", world.dir.display()));
+    let run = |args: &[&str]| world.run(&[&["--root", "fs/data"], args].concat());
+    run(&["mount", "--freeze=reflink", "fs/low"]).fails(2, &["fs/low/m is mounted below the lower"]);
+    assert_eq!(run(&["mount", "--freeze", "--id", "ov", "fs/low"]).json()["overlay"]["freeze"], "listing");
+    run(&["umount", "ov"]).ok();
+    sh(&format!("umount {}/fs/low/m", world.dir.display()));
+    drop(fs);
+}
+
+#[test]
+fn without_a_listing_times_tell_what_was_changed() {
+    let world = World::root();
+    let low = world.lower("low", &["a", "b", "d/c"]);
+    let merged = world.mount("ov", &["low"]);
+    sh(&format!("echo ours > {}/b", merged.display()));
+    world.run(&["apply", "ov"]).ok();
+    world.run(&["status", "ov"]).ok();
+    sh(&format!("sleep 0.02; cd {}; echo theirs > a; chmod 600 d/c; rm b", low.display()));
+    let ran = world.run(&["status", "ov", "--json"]);
+    ran.refuses(1, &["2 places"]);
+    let lines: Vec<&str> = ran.out.lines().collect();
+    assert_eq!(lines[0], r#"{"lower":{"overlay":"ov","path":"/a","change":"modified"}}"#);
+    world.run(&["status", "nothing"]).fails(3, &["nothing"]);
+    world.run(&["umount", "ov"]).ok();
 }
