@@ -48,10 +48,11 @@ fn beside<T: Serialize + DeserializeOwned>(overlay: &Overlay, act: impl FnOnce(&
     child::run(Place::Mounts, After::End, apart).map(|(done, _)| done)
 }
 
-/// Changes that are in memory are seen in the holder's mount namespace alone; /proc leads there.
+/// Changes that are in memory are seen in the holder's mount namespace alone; /proc leads there. Who runs in the overlay sees
+/// them himself, and may not look at the holder.
 fn reached(overlay: &Overlay, holder: Option<&(Pid, OwnedFd)>) -> Overlay {
     let mut overlay = overlay.clone();
-    if let (Some((pid, _)), Some(_)) = (holder, overlay.tmpfs) {
+    if let (Some((pid, _)), Some(_), false) = (holder, overlay.tmpfs, overlay.upper.is_dir()) {
         let there = |path: &DocPath| {
             let inside = path.strip_prefix("/").unwrap_or(path);
             DocPath(PathBuf::from(format!("/proc/{}/root", pid.as_raw_nonzero())).join(inside))

@@ -2,7 +2,7 @@
 //! attributes (ACLs and capabilities among them), times to the nanosecond. What cannot be kept is an error: who carries
 //! changes somewhere must not lose any of them.
 //!
-//! Not carried: OverlayFS's own attributes, `chattr` flags, and security labels that this system sets by itself.
+//! Not carried: the notes of OverlayFS and of fuse-overlayfs, `chattr` flags, and security labels that this system sets by itself.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -19,7 +19,8 @@ use rustix::io::Errno;
 use crate::backend::copy::data::{Content, PIECE, Ways};
 use crate::inode::{Inode, xattr_names};
 use crate::layer;
-use crate::shown::Entry;
+use crate::shown::{Entry, split};
+use crate::stack::open_beneath;
 
 /// Labels that the kernel sets on new files; they say nothing of where a file came from.
 const LABELS: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
@@ -52,7 +53,9 @@ impl<'a> Carrier<'a> {
         let key = (from.stat.st_dev, from.stat.st_ino);
         if from.stat.st_nlink > 1 {
             if let Some(first) = self.linked.get(&key) {
-                return Ok(linkat(self.top, &first[..], dir, name, AtFlags::empty())?);
+                // In two steps: a path may be longer than the kernel takes in one piece.
+                let (parent, first) = split(first);
+                return Ok(linkat(open_beneath(self.top, parent)?, first, dir, name, AtFlags::empty())?);
             }
             self.linked.insert(key, path.to_vec());
         }
@@ -117,7 +120,7 @@ pub fn attributes(from: Inode<'_>, to: Inode<'_>, stat: &Stat, names: &mut Vec<u
     to.chown(Some(stat.st_uid), Some(stat.st_gid)).context("chown")?;
     from.list_xattrs(names)?;
     let mut value = Vec::new();
-    for name in xattr_names(names).filter(|name| !layer::is_overlay_xattr(name.to_bytes())) {
+    for name in xattr_names(names).filter(|name| !layer::is_bookkeeping(name.to_bytes())) {
         from.get_xattr(name, &mut value)?;
         match to.set_xattr(name, &value) {
             Err(_) if LABELS.contains(&name.to_bytes()) => {}

@@ -38,7 +38,7 @@ pub enum Verb {
     Du(Du),
     /// Say whether the lower was changed by others since the overlay was made
     Status(Status),
-    /// Print the changes as others take them: an OCI layer, or a patch
+    /// Print the changes as others take them (an OCI layer, a layer directory, a patch), or all of it as a tar
     Export(Export),
     /// Make the changes to the lower too, or to another directory; all of them or none
     Apply(Apply),
@@ -312,8 +312,9 @@ pub struct Status {
 /// `export`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "No time in a layer is later than $SOURCE_DATE_EPOCH, where that is set: the same changes give the same bytes. \
-What a layer cannot carry is an error."
+    after_help = "No time in a tar is later than $SOURCE_DATE_EPOCH, where that is set: the same changes give the same bytes. \
+A layer is read back and compared with the overlay before anything is printed. What a form cannot carry is an error that \
+names it."
 )]
 pub struct Export {
     /// The overlay: its id, a unique prefix of it, or a path in the merged directory
@@ -322,14 +323,21 @@ pub struct Export {
     /// The form
     #[arg(long = "as", value_name = "FORM", value_enum, default_value = "oci")]
     pub form: ExportForm,
+    /// Make the directory DIR (with --as dir), new or empty before
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
 }
 
 /// `--as`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ExportForm {
-    /// A layer of an OCI image: a tar, not compressed
+    /// The changes as a layer of an OCI image: a tar, not compressed
     Oci,
-    /// What 'git apply' takes, as 'diff --patch'
+    /// All that the overlay shows, changes and lowers in one, as a tar
+    Tar,
+    /// The changes as a directory that can be a lower over the old ones; its path is printed
+    Dir,
+    /// The changes of text files as 'git apply' takes them, as 'diff --patch'
     Patch,
 }
 

@@ -159,6 +159,8 @@ pub enum Depth {
     Kinds,
     /// All that a [`Change`] has.
     Everything,
+    /// The same for who is to carry all of it elsewhere: times count to the nanosecond, and those of directories too.
+    Exact,
 }
 
 /// The changes of an overlay, mounted or kept, sorted by the bytes of their paths. What is changed meanwhile may or may

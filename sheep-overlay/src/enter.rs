@@ -117,6 +117,8 @@ fn lay_over(root: &DataRoot, overlay: &Overlay, place: PathBuf, dir: &Path) -> R
         unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace for the command")?;
         view::cut_off()?;
     } else {
+        // In the new namespace nobody is known yet.
+        let namespace = UserNamespace::only_self();
         if let Err(error) = unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS) {
             exit::warn(
                 PROGRAM,
@@ -127,7 +129,7 @@ fn lay_over(root: &DataRoot, overlay: &Overlay, place: PathBuf, dir: &Path) -> R
             );
             return Ok(overlay.merged.0.clone());
         }
-        UserNamespace::only_self().write_own()?;
+        namespace.write_own()?;
     }
     view::keep_lower(root, overlay, dir)?;
     view::show(overlay, &place)?;

@@ -1,48 +1,75 @@
-//! `export`: the changes of an overlay in a form that others take, on stdout.
+//! `export`: an overlay in a form that others take.
 //!
-//! `oci` is a layer as the OCI image specification has it (image-spec, layer.md): a tar of what was added or changed, with
-//! a file `.wh.NAME` for what was deleted and `.wh..wh..opq` in a directory that hides the one below. The same changes give the
-//! same bytes: entries are sorted, times are those of the files, and none is later than `$SOURCE_DATE_EPOCH` where that is
-//! set. What a layer cannot carry is an error that names it, before anything is written.
+//! - `oci`: the changes as a layer of an OCI image (image-spec, layer.md), on stdout: a tar of what was added or changed, with
+//!   a file `.wh.NAME` for what was deleted and `.wh..wh..opq` in a directory that hides the one below. The same changes
+//!   give the same bytes: entries are sorted, times are those of the files, and none is later than `$SOURCE_DATE_EPOCH`
+//!   where that is set. It is proven before the first byte is printed (see [`proof`]).
+//! - `tar`: all that the overlay shows, changes and lowers in one, as a plain tar on stdout.
+//! - `dir`: the changes as a layer in the form of OverlayFS, in a new directory.
+//! - `patch`: the changes of text files, as `diff --patch` prints them.
+//!
+//! Nothing needs to be mounted. What a form cannot carry is an error that names it, before anything is written.
 
 mod archive;
+mod check;
+mod directory;
+mod merged;
+mod plan;
+mod proof;
+mod reader;
+mod spool;
 
-use std::collections::BTreeMap;
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::FileType;
 
-use crate::diff::{self, Change, Kind, escaped};
-use crate::doc::Overlay;
-use crate::shown::{Shown, above, bare, is_below, split};
+use crate::diff::{self, escaped};
+use crate::doc::{self, Overlay};
+use crate::shown::{Entry, Shown};
 use crate::state::DataRoot;
 use crate::walk::join;
-use crate::{access, cli, exit, find, rotate};
-use archive::Archive;
+use crate::{PROGRAM, access, cli, exit, find, record, rotate, sys};
+use archive::{Archive, Style};
+use check::{Carries, Check};
+use merged::{Found, Merged};
+use plan::Item;
+use spool::Spool;
 
-/// What stands at a path of the layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Item {
-    /// What the overlay has there.
-    Real,
-    /// An empty file whose name says what is hidden.
-    Mark,
-}
-
-/// A layer: its entries by their paths, without a leading slash.
-type Layer = BTreeMap<Vec<u8>, Item>;
-
-/// Prints the changes of an overlay in the form that is asked for.
+/// Exports an overlay in the form that is asked for.
 pub fn run(root: &DataRoot, args: &cli::Export) -> Result<()> {
+    let to = match (&args.to, args.form) {
+        (Some(to), cli::ExportForm::Dir) => Some(std::path::absolute(to).with_context(|| to.display().to_string())?),
+        (None, cli::ExportForm::Dir) => return Err(exit::usage("--as dir makes a directory: say which with --to DIR")),
+        (Some(_), _) => return Err(exit::usage("--to is for --as dir; the other forms are printed")),
+        (None, _) => None,
+    };
+    let latest = source_date_epoch()?;
     let id = find::by_name(root, &args.overlay)?;
     let overlay = rotate::read(root, &id)?;
-    let latest = source_date_epoch()?;
-    let export = |overlay: &Overlay| match args.form {
-        cli::ExportForm::Oci => as_oci(overlay, latest),
-        cli::ExportForm::Patch => diff::patch(overlay),
+    sys::catch_interrupts()?;
+    // Where it is a pipe, one that holds more: who reads has something to do while this waits for its turn.
+    let _ = rustix::pipe::fcntl_setpipe_size(io::stdout(), 1 << 20);
+    let stdout = || Interruptible(io::stdout().lock());
+    let export = |overlay: &Overlay| match (args.form, &to) {
+        (cli::ExportForm::Oci, _) => oci(overlay, latest, &mut stdout()),
+        (cli::ExportForm::Tar, _) => tar(overlay, latest, &mut stdout()),
+        (cli::ExportForm::Patch, _) => diff::patch(overlay),
+        (cli::ExportForm::Dir, to) => to.as_deref().map_or(Ok(()), |to| directory(overlay, to)),
     };
-    access::with(&overlay, export).with_context(|| format!("export {id}"))
+    match access::with(&overlay, export) {
+        Ok(()) => {}
+        Err(error) => {
+            sys::die_of_interrupt();
+            return Err(error.context(format!("export {id}")));
+        }
+    }
+    match to {
+        Some(to) => doc::write_out(&[to.as_os_str().as_bytes(), b"\n"].concat()),
+        None => Ok(()),
+    }
 }
 
 /// The latest time that an entry may have, as reproducible-builds.org specifies it.
@@ -56,137 +83,122 @@ fn source_date_epoch() -> Result<Option<i64>> {
     }
 }
 
-fn as_oci(overlay: &Overlay, latest: Option<i64>) -> Result<()> {
-    let layer = plan(&diff::changes(overlay)?)?;
-    let shown = Shown::open(overlay)?;
-    check(&shown, &layer)?;
-    let mut archive = Archive::new(BufWriter::with_capacity(1 << 20, std::io::stdout().lock()), latest);
-    for (path, item) in &layer {
-        if crate::sys::interrupted() {
+/// Writes the changes as a layer of an OCI image. No time in it is later than `latest`, in seconds.
+pub fn oci(overlay: &Overlay, latest: Option<i64>, out: &mut dyn Write) -> Result<()> {
+    let source = Source::open(overlay, Carries::Layer)?;
+    let spool = BufWriter::with_capacity(1 << 20, Spool::within(record::dir_of(overlay))?);
+    let mut archive = Archive::new(spool, Style { latest, sparse: false });
+    for (path, item) in &source.layer {
+        if sys::interrupted() {
             bail!("interrupted");
         }
-        let put = match item {
-            Item::Mark => archive.mark(path),
-            Item::Real => shown.must(path).and_then(|entry| archive.put(path, &entry)),
+        let mut put = || -> Result<()> {
+            if *item == Item::Gone {
+                let (dir, name) = crate::shown::split(path);
+                return archive.mark(&join(dir, &[b".wh.", name].concat()));
+            }
+            archive.put(&Found::of(path, &source.entry(path)?))?;
+            if *item == Item::Opaque { archive.mark(&join(path, b".wh..wh..opq")) } else { Ok(()) }
         };
-        put.with_context(|| format!("/{}", escaped(path)))?;
+        put().with_context(|| format!("/{}", escaped(path)))?;
     }
+    let spool = archive.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let mut file = spool.done()?;
+    proof::prove(&file, overlay, latest)?;
+    print(&mut file, out)
+}
+
+/// Writes all that an overlay shows as a tar. No time in it is later than `latest`, in seconds.
+pub fn tar(overlay: &Overlay, latest: Option<i64>, out: &mut dyn Write) -> Result<()> {
+    let merged = Merged::open(overlay, false)?;
+    let mut check = Check::new(overlay, Carries::Tar);
+    merged.walk(&mut |found| check.entry(found))?;
+    for bound in merged.bound() {
+        exit::warn(
+            PROGRAM,
+            &format!("export: /{} is the kernel's own, and exported as an empty directory", escaped(bound)),
+        );
+    }
+    let mut archive = Archive::new(BufWriter::with_capacity(1 << 20, out), Style { latest, sparse: true });
+    merged.walk(&mut |found| archive.put(found))?;
     archive.finish()?.flush().context("stdout")
 }
 
-/// The entries of a layer that makes these changes. Errors where a name would be read as a mark.
-fn plan(changes: &[Change]) -> Result<Layer> {
-    let mut layer = Layer::new();
-    let mut anew: Vec<Vec<u8>> = Vec::new();
-    for change in changes {
-        let path = bare(&change.path);
-        match change.kind {
-            // In a directory that hides the one below there is nothing to be hidden.
-            Kind::Deleted if anew.iter().any(|dir| is_below(&path, dir)) => {}
-            Kind::Deleted => hide(&mut layer, &path),
-            Kind::Renamed => {
-                if let Some(from) = &change.from {
-                    hide(&mut layer, &bare(from));
-                }
-                show(&mut layer, &path)?;
+/// Makes a layer in the form of OverlayFS at `to`, an absolute path of nothing or of an empty directory.
+pub fn directory(overlay: &Overlay, to: &Path) -> Result<()> {
+    directory::check_place(to)?;
+    directory::write(&Source::open(overlay, Carries::Directory)?, to)
+}
+
+/// What is needed to make a layer: what is in it, and where that is read.
+struct Source {
+    layer: Vec<(Vec<u8>, Item)>,
+    shown: Shown,
+    merged: Merged,
+}
+
+impl Source {
+    /// Plans a layer, and makes sure that it can be carried.
+    fn open(overlay: &Overlay, carries: Carries) -> Result<Self> {
+        let merged = Merged::open(overlay, true)?;
+        let source = Source { layer: plan::layer(overlay, &merged)?, shown: Shown::open(overlay)?, merged };
+        let mut check = Check::new(overlay, carries);
+        for (path, item) in &source.layer {
+            check.path(path)?;
+            if source.shown.is_mounted_file(path) {
+                bail!("/{}: it is mounted on another file, which a layer cannot do; '--as tar' has it", escaped(path));
             }
-            Kind::Opaque => {
-                show(&mut layer, &path)?;
-                layer.insert(join(&path, b".wh..wh..opq"), Item::Mark);
-                anew.push(path);
+            if *item != Item::Gone {
+                check.entry(&Found::of(path, &source.entry(path)?))?;
             }
-            Kind::Added | Kind::Modified | Kind::Type => show(&mut layer, &path)?,
+        }
+        Ok(source)
+    }
+
+    /// What the overlay has at a path of the layer.
+    fn entry(&self, path: &[u8]) -> Result<Entry> {
+        if let Some(entry) = self.shown.entry(path)? {
+            return Ok(entry);
+        }
+        // A directory on the way to a part of the view, itself never changed.
+        let (part, inside) = self.merged.part_of(path)?;
+        let part = &self.merged.parts[part];
+        let dir = part.view.find(inside)?;
+        match (dir.top(), dir.stat()) {
+            (Some(top), Some(stat)) => {
+                Ok(Entry { dir: top.try_clone_to_owned()?, name: c".".to_owned(), stat: part.as_shown(*stat, false) })
+            }
+            _ => bail!("/{}: it has gone while the overlay was exported; export again", escaped(path)),
         }
     }
-    // The directories on the way have the attributes that they have in the overlay.
-    let parents: Vec<Vec<u8>> = layer.keys().flat_map(|path| above(path).map(<[u8]>::to_vec)).collect();
-    for parent in parents {
-        layer.entry(parent).or_insert(Item::Real);
-    }
-    Ok(layer)
 }
 
-fn show(layer: &mut Layer, path: &[u8]) -> Result<()> {
-    if let Some(name) = path.split(|byte| *byte == b'/').find(|name| name.starts_with(b".wh.")) {
-        bail!("/{}: a layer cannot carry the name {}, which in it would delete a file", escaped(path), escaped(name));
+/// Prints what was spooled.
+fn print(file: &mut File, out: &mut dyn Write) -> Result<()> {
+    file.rewind()?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut buffer).context("the temporary file")? {
+            0 => return out.flush().context("stdout"),
+            count => out.write_all(&buffer[..count]).context("stdout")?,
+        }
     }
-    if !path.is_empty() {
-        layer.insert(path.to_vec(), Item::Real);
-    }
-    Ok(())
 }
 
-fn hide(layer: &mut Layer, path: &[u8]) {
-    let (dir, name) = split(path);
-    layer.insert(join(dir, &[b".wh.", name].concat()), Item::Mark);
-}
+/// Somewhere to write to that may keep us waiting: a signal ends that.
+struct Interruptible<W>(W);
 
-/// Makes sure, before a byte is written, that the layer can carry all of its entries.
-fn check(shown: &Shown, layer: &Layer) -> Result<()> {
-    let overflow = |file: &str| std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u32>().ok());
-    // Who is not mapped is shown as this one, in a user namespace.
-    let nobody = match crate::backend::kernel::in_user_namespace() {
-        true => (overflow("/proc/sys/kernel/overflowuid"), overflow("/proc/sys/kernel/overflowgid")),
-        false => (None, None),
-    };
-    for (path, _) in layer.iter().filter(|(_, item)| **item == Item::Real) {
-        if shown.is_mounted_file(path) {
-            bail!("/{}: it is mounted on another file, which a layer cannot do", escaped(path));
-        }
-        let stat = shown.must(path)?.stat;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Socket {
-            bail!("/{}: a socket, which a layer cannot carry; delete it", escaped(path));
-        }
-        if nobody.0 == Some(stat.st_uid) || nobody.1 == Some(stat.st_gid) {
-            bail!("/{}: its owner is not mapped in your user namespace, so a layer cannot name it", escaped(path));
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn change(kind: Kind, path: &str, from: Option<&str>) -> Change {
-        let from = from.map(std::path::PathBuf::from);
-        Change {
-            path: path.into(),
-            kind,
-            what: Vec::new(),
-            from,
-            layer: None,
-            old_size: None,
-            size: None,
-            file_type: FileType::RegularFile,
+impl<W: Write> Write for Interruptible<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted && sys::interrupted() => {
+                Err(io::Error::other("interrupted"))
+            }
+            done => done,
         }
     }
 
-    #[test]
-    fn a_layer_of_changes() {
-        let changes = [
-            change(Kind::Added, "/a/new", None),
-            change(Kind::Deleted, "/a/old", None),
-            change(Kind::Opaque, "/d", None),
-            change(Kind::Deleted, "/d/gone", None),
-            change(Kind::Renamed, "/x", Some("/y/z")),
-            change(Kind::Modified, "/", None),
-        ];
-        let layer = plan(&changes).unwrap();
-        let entries: Vec<String> =
-            layer.iter().map(|(path, item)| format!("{item:?} {}", String::from_utf8_lossy(path))).collect();
-        let want = [
-            "Real a",
-            "Mark a/.wh.old",
-            "Real a/new",
-            "Real d",
-            "Mark d/.wh..wh..opq",
-            "Real x",
-            "Real y",
-            "Mark y/.wh.z",
-        ];
-        assert_eq!(entries, want);
-        let error = plan(&[change(Kind::Added, "/a/.wh.b", None)]).unwrap_err().to_string();
-        assert!(error.contains("/a/.wh.b"), "{error}");
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }

@@ -34,6 +34,9 @@ pub const REDIRECT: [&str; 2] = ["trusted.overlay.redirect", "user.overlay.redir
 /// On a regular file: its content is in a lower layer.
 pub const METACOPY: [&str; 2] = ["trusted.overlay.metacopy", "user.overlay.metacopy"];
 
+/// How the notes begin that fuse-overlayfs keeps in an upper.
+pub const FUSE_XATTR_PREFIX: &[u8] = b"user.fuseoverlayfs.";
+
 /// Which of the two sets of xattrs a mount reads; the other one is plain data to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Marks {
@@ -84,6 +87,19 @@ pub fn opaque<D: AsFd>(dir: D, marks: Marks) -> io::Result<Opaque> {
 /// Whether an open directory hides the one below it.
 pub fn is_opaque<D: AsFd>(dir: D, marks: Marks) -> io::Result<bool> {
     Ok(opaque(dir, marks)? == Opaque::Yes)
+}
+
+/// Whether a directory that fuse-overlayfs wrote hides the one below it, by whichever of its marks.
+pub fn is_opaque_to_fuse<D: AsFd>(dir: D) -> io::Result<bool> {
+    for mark in ["user.fuseoverlayfs.opaque", OPAQUE[Marks::User as usize], OPAQUE[Marks::Trusted as usize]] {
+        let mut value = [0u8; 2];
+        match fgetxattr(&dir, mark, &mut value) {
+            Ok(1) if value[0] == b'y' => return Ok(true),
+            Ok(_) | Err(Errno::RANGE | Errno::NODATA | Errno::NOTSUP) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(false)
 }
 
 /// Whether what `stat` describes is a whiteout in its first form, the character device 0/0.
@@ -138,6 +154,11 @@ pub fn set_opaque<D: AsFd>(dir: D) -> io::Result<()> {
 /// Whether an xattr is OverlayFS's own and no part of what the merged view shows.
 pub fn is_overlay_xattr(name: &[u8]) -> bool {
     XATTR_PREFIXES.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+}
+
+/// Whether an xattr is a note of OverlayFS or of fuse-overlayfs, and no data.
+pub fn is_bookkeeping(name: &[u8]) -> bool {
+    is_overlay_xattr(name) || name.starts_with(FUSE_XATTR_PREFIX)
 }
 
 #[cfg(test)]

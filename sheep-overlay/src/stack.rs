@@ -35,6 +35,9 @@ pub struct Stack {
     /// A directory of the overlay itself, should a lower contain it: shown as empty.
     hidden: Option<(u64, u64)>,
     noatime: AtomicBool,
+    /// So many at the top were written by fuse-overlayfs, which where it may not make whiteouts hides by names: `.wh.NAME`
+    /// hides NAME, `.wh..wh..opq` all that is below the directory.
+    pub of_fuse: usize,
 }
 
 #[derive(Debug)]
@@ -138,7 +141,7 @@ impl Stack {
             None => None,
         };
         let noatime = AtomicBool::new(rustix::process::geteuid().is_root());
-        Ok(Stack { lowers, marks, hidden, noatime })
+        Ok(Stack { lowers, marks, hidden, noatime, of_fuse: 0 })
     }
 
     /// The root of the merged view.
@@ -172,6 +175,10 @@ impl Stack {
                     Ok(fd) => {
                         self.add(&mut child, fd, layer.lower)?;
                         Ok(last || child.closed || self.hides_below(&child)?)
+                    }
+                    Err(Errno::NOENT) if self.hides_by_name(layer, name)? => {
+                        child.blocked = child.stat.is_none();
+                        Ok(true)
                     }
                     Err(Errno::NOENT) => Ok(false),
                     Err(Errno::NOTDIR | Errno::LOOP) => {
@@ -231,9 +238,28 @@ impl Stack {
         match layer.mark.get() {
             Some(mark) => Ok(*mark),
             None => {
-                let mark = layer::opaque(&layer.fd, self.marks)?;
+                let by_name = self.hides_by_name(layer, c".wh..opq")?;
+                let by_fuse = || self.is_of_fuse(layer) && layer::is_opaque_to_fuse(&layer.fd).unwrap_or(false);
+                let mark = if by_name || by_fuse() { Opaque::Yes } else { layer::opaque(&layer.fd, self.marks)? };
                 Ok(*layer.mark.get_or_init(|| mark))
             }
+        }
+    }
+
+    fn is_of_fuse(&self, layer: &Layer) -> bool {
+        layer.lower < self.of_fuse
+    }
+
+    /// Whether a layer hides what others have of a name by a name of its own.
+    fn hides_by_name(&self, layer: &Layer, name: &CStr) -> std::io::Result<bool> {
+        if !self.is_of_fuse(layer) {
+            return Ok(false);
+        }
+        let mark = [b".wh.", name.to_bytes()].concat();
+        match statat(&layer.fd, &mark[..], AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(false),
+            Err(e) => Err(e.into()),
         }
     }
 
@@ -287,6 +313,12 @@ impl Stack {
             let entry = entry?;
             let name = entry.file_name();
             if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            if self.is_of_fuse(layer)
+                && let Some(hidden) = name.to_bytes().strip_prefix(b".wh.")
+            {
+                found(Entry { name: CString::new(hidden)?, kind: FileType::Unknown, layer: at }, true);
                 continue;
             }
             let (mut kind, mut hides) = (entry.file_type(), false);
@@ -353,6 +385,7 @@ impl Stack {
                         self.is_whiteout(layer, name, &stat).with_context(|| self.describe(dir, at, path, name))?;
                     return Ok(if hides { None } else { Some((at, stat)) });
                 }
+                Err(Errno::NOENT) if self.hides_by_name(layer, name)? => return Ok(None),
                 Err(Errno::NOENT) => {}
                 Err(e) => return Err(e).with_context(|| self.describe(dir, at, path, name)),
             }

@@ -8,6 +8,8 @@ mod trees;
 
 #[path = "diff/cases.rs"]
 mod cases;
+#[path = "diff/exported.rs"]
+mod exported;
 #[path = "diff/random.rs"]
 mod random;
 

@@ -16,9 +16,6 @@ use crate::stack::Stack;
 
 const PIECE: usize = 128 << 10;
 
-/// How the notes begin that fuse-overlayfs keeps in an upper.
-const FUSE_XATTR_PREFIX: &[u8] = b"user.fuseoverlayfs.";
-
 /// Where an entry is, and its attributes.
 #[derive(Clone, Copy)]
 pub(super) struct Entry<'a> {
@@ -60,7 +57,7 @@ impl<'a> Compare<'a> {
         if is_file && !same_size {
             what.extend([Aspect::Content, Aspect::Size]);
         }
-        if !same_time(lower.stat, real.stat) {
+        if !self.same_time(lower.stat, real.stat) {
             what.push(Aspect::Times);
         }
         let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
@@ -85,8 +82,8 @@ impl<'a> Compare<'a> {
         Ok(what)
     }
 
-    /// In what a directory itself differs from the lowers'; its entries and its times do not count. The second value is
-    /// whether it has a mark that may say it is opaque.
+    /// In what a directory itself differs from the lowers'; its entries do not count, and its times only with
+    /// [`Depth::Exact`]. The second value is whether it has a mark that may say it is opaque.
     pub(super) fn directories(
         &mut self,
         lower: Inode<'_>,
@@ -96,6 +93,9 @@ impl<'a> Compare<'a> {
     ) -> Result<(Vec<Aspect>, bool)> {
         let mut what = self.owner_and_mode(lower_stat, stat);
         let marked = self.xattrs(lower, real, &mut what)?;
+        if self.depth == Depth::Exact && !self.same_time(lower_stat, stat) {
+            what.push(Aspect::Times);
+        }
         what.sort_unstable();
         Ok((what, marked))
     }
@@ -107,6 +107,10 @@ impl<'a> Compare<'a> {
             FileType::Symlink => same_target(lower, real),
             _ => Ok(true),
         }
+    }
+
+    fn same_time(&self, lower: &Stat, real: &Stat) -> bool {
+        same_time(lower, real) && (self.depth != Depth::Exact || lower.st_mtime_nsec == real.st_mtime_nsec)
     }
 
     fn is_enough(&self, what: &[Aspect]) -> bool {
@@ -165,7 +169,7 @@ impl<'a> Compare<'a> {
                 bail!("only its attributes are in this layer (overlay.metacopy)");
             }
             let lost = |note: &Note| name.to_str().is_ok_and(|name| note.lost_xattrs.contains(name));
-            let own = layer::is_overlay_xattr(bytes) || (self.fuse && bytes.starts_with(FUSE_XATTR_PREFIX));
+            let own = layer::is_overlay_xattr(bytes) || (self.fuse && bytes.starts_with(layer::FUSE_XATTR_PREFIX));
             if !own && !self.note.is_some_and(lost) {
                 names.insert(name.to_owned());
             }

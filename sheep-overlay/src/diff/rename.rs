@@ -170,7 +170,7 @@ fn join_pairs(
     found: &mut Vec<Found>,
 ) -> Result<()> {
     for &(gone, fresh) in pairs {
-        if compare.depth == Depth::Everything
+        if compare.depth != Depth::Kinds
             && let (Some(old), Some(new)) = (locate_old(places, &found[gone])?, locate_new(places, &found[fresh])?)
         {
             let (old, new) = (old.entry(), new.entry());

@@ -225,7 +225,8 @@ impl Diff<'_> {
         let real = Inode::Open(pair.real.as_fd());
         let (what, marked) = self.compare.directories(Inode::Open(lower), lower_stat, real, &stat)?;
         if marked && matches!(self.kept, Kept::Upper) {
-            own.opaque = layer::is_opaque(&pair.real, self.marks)? || (self.compare.fuse && is_opaque_to_fuse(real)?);
+            own.opaque = layer::is_opaque(&pair.real, self.marks)?
+                || (self.compare.fuse && layer::is_opaque_to_fuse(&pair.real)?);
         }
         anew = (anew || own.opaque) && !path.is_empty();
         if anew || !what.is_empty() {
@@ -357,17 +358,4 @@ fn born_after(dir: impl AsFd, note: &Note) -> bool {
     let Ok(stat) = statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME) else { return false };
     let born = (stat.stx_btime.tv_sec, i64::from(stat.stx_btime.tv_nsec));
     stat.stx_mask & StatxFlags::BTIME.bits() != 0 && born > note.to
-}
-
-fn is_opaque_to_fuse(dir: Inode<'_>) -> Result<bool> {
-    let mut value = Vec::new();
-    for mark in [c"user.fuseoverlayfs.opaque", c"user.overlay.opaque", c"trusted.overlay.opaque"] {
-        match dir.get_xattr(mark, &mut value) {
-            Ok(()) if value == b"y" => return Ok(true),
-            Ok(()) => {}
-            Err(e) if e.raw_os_error() == Some(Errno::NODATA.raw_os_error()) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(false)
 }

@@ -355,7 +355,7 @@ fn the_layer_of_a_path_is_named() {
     fs::write(merged.join("two"), "2").unwrap();
     let export = world.command(&["export", "ov"]).output().unwrap();
     fs::write(world.dir.join("layer.tar"), export.stdout).unwrap();
-    assert_eq!(sh(&format!("tar -tf {}/layer.tar", world.dir.display())), "one\ntwo\n");
+    assert_eq!(sh(&format!("tar -tf {}/layer.tar", world.dir.display())), "./\none\ntwo\n");
     let patch = world.run(&["diff", "--patch", "ov@1.."]).ok().out;
     assert!(patch.contains("b/two") && !patch.contains("b/one"), "{patch}");
     world.run(&["umount", "ov"]).ok();

@@ -33,6 +33,22 @@ fn a_plain_users_other_processes_see_it() {
 }
 
 #[test]
+fn what_fuse_overlayfs_wrote_is_exported() {
+    let world = World::user();
+    let low = world.lower("low", &["a", "gone", "d/x", "e/y", "e/z"]);
+    sh(&format!("chown -R sheeptest: {} {}", low.display(), world.dir.display()));
+    let list = "export ov | tar -tf - | LC_ALL=C sort | tr \"\\n\" \" \"; echo; $S export ov --as tar | tar -tf - | LC_ALL=C sort | tr \"\\n\" \" \"; echo";
+    let script = format!(
+        "m=$($S mount --visible --id ov --print merged low); (cd $m; echo more >> a; rm gone; rm -r d; mkdir d; rm e/y; echo n > n); \
+        $S {list}; $S umount --keep ov > /dev/null; $S {list}; $S export ov --as dir --to made > /dev/null; \
+        $S mount --id again --print id low made; $S exec again ls . d e | tr \"\\n\" \" \"; $S umount again ov; ls $SHEEP_DATA_DIR/overlay"
+    );
+    let ran = with_fuse(&world, &script).ok();
+    let lists = "./ .wh.gone a d/ d/.wh..wh..opq e/ e/.wh.y n \n./ a d/ e/ e/z n \n";
+    assert_eq!(ran.out, format!("{lists}{lists}again\n.: a d e n  d:  e: z "), "{ran:?}");
+}
+
+#[test]
 fn a_killed_server_is_mended() {
     let world = World::user();
     let low = world.lower("low", &["a"]);

@@ -20,7 +20,7 @@ use sheep_overlay::state::DataRoot;
 use sheep_overlay::{apply, record};
 
 use crate::trees::{Picture, Scratch, assert_same, picture};
-use crate::{Both, plain_lines as lines};
+use crate::{Both, exported, plain_lines as lines};
 
 /// xorshift64*: the same sequence for the same seed, everywhere.
 struct Random(u64);
@@ -374,7 +374,16 @@ fn sequence(scratch: &mut Scratch, seed: u64) -> usize {
     assert_eq!(lines(&both.copy), want, "copy, {context}");
     assert_eq!(lines(&both.kernel), want, "kernel, {context}");
     let view = picture(kernel);
+    // Half of them: to export in every form, and to look at it, takes as long as all the rest.
+    let exported = (seed % 4 >= 2).then(|| {
+        exported::all(scratch, &both.copy, &after, &format!("copy, {context}"));
+        exported::all(scratch, &both.kernel, &view, &format!("kernel, {context}"))
+    });
     scratch.unmount();
+    if let Some(exported) = exported {
+        let again = exported::all(scratch, &both.kernel, &view, &format!("not mounted, {context}"));
+        assert!(exported == again, "{context}");
+    }
     assert_eq!(lines(&both.kernel), want, "kernel, not mounted, {context}");
     applied(&dir, &both, &lowers, &view, &after, &context);
     want.len()

@@ -18,7 +18,8 @@ pub fn need_root() {
 /// A directory of its own, gone with the value; what is mounted on it is unmounted first.
 pub struct Scratch {
     pub path: PathBuf,
-    mounts: Vec<PathBuf>,
+    /// What is to be unmounted at the end, the last first.
+    pub mounts: Vec<PathBuf>,
 }
 
 impl Scratch {
