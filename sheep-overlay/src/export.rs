@@ -149,7 +149,8 @@ impl Source {
                 bail!("/{}: it is mounted on another file, which a layer cannot do; '--as tar' has it", escaped(path));
             }
             if *item != Item::Gone {
-                check.entry(&Found::of(path, &source.entry(path)?))?;
+                let entry = source.entry(path)?;
+                check.entry(&Found::of(path, &entry)).with_context(|| format!("/{}", escaped(path)))?;
             }
         }
         Ok(source)

@@ -1,6 +1,6 @@
 //! What a form cannot carry, found and named before anything is written.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use rustix::fs::FileType;
 
 use super::merged::Found;
@@ -52,40 +52,35 @@ impl Check {
         }
     }
 
-    /// Errors where an entry cannot be carried.
+    /// Errors where an entry cannot be carried; the caller adds which.
     pub fn entry(&mut self, found: &Found<'_>) -> Result<()> {
-        let shown = || format!("/{}", escaped(found.path));
         if self.nobody.0 == Some(found.stat.st_uid) || self.nobody.1 == Some(found.stat.st_gid) {
             bail!(
-                "{}: its owner is not known here, for your user namespace does not map him; root can export it, with --root DATA-DIRECTORY",
-                shown()
+                "its owner is not known here, for your user namespace does not map him; root can export it, with --root DATA-DIRECTORY"
             );
         }
-        Inode::Named(found.dir, found.name).list_xattrs(&mut self.names).with_context(shown)?;
+        Inode::Named(found.dir, found.name).list_xattrs(&mut self.names)?;
         for name in xattr_names(&self.names).map(|name| name.to_bytes()) {
             if layer::METACOPY.iter().any(|mark| mark.as_bytes() == name) {
-                bail!(
-                    "{}: only its attributes are in its layer (overlay.metacopy); its content cannot be found",
-                    shown()
-                );
+                bail!("only its attributes are in its layer (overlay.metacopy); its content cannot be found");
             }
             if layer::REDIRECT.iter().any(|mark| mark.as_bytes() == name) {
-                bail!("{}: renamed in its layer (overlay.redirect), which cannot be read without OverlayFS", shown());
+                bail!("renamed in its layer (overlay.redirect), which cannot be read without OverlayFS");
             }
         }
         if self.carries == Carries::Directory {
             return Ok(());
         }
         if FileType::from_raw_mode(found.stat.st_mode) == FileType::Socket {
-            bail!("{}: a socket, which a tar cannot carry; delete it", shown());
+            bail!("a socket, which a tar cannot carry; delete it");
         }
         for name in xattr_names(&self.names).filter(|name| !layer::is_bookkeeping(name.to_bytes())) {
             match name.to_str() {
                 Ok(text) if !text.contains('=') => {}
                 Ok(text) => {
-                    bail!("{}: an extended attribute with '=' in its name, {text}, which a tar cannot carry", shown())
+                    bail!("an extended attribute with '=' in its name, {text}, which a tar cannot carry")
                 }
-                Err(_) => bail!("{}: an extended attribute whose name is not UTF-8, which a tar cannot carry", shown()),
+                Err(_) => bail!("an extended attribute whose name is not UTF-8, which a tar cannot carry"),
             }
         }
         Ok(())
