@@ -169,7 +169,7 @@ fn keep() -> ! {
         }
         sys::by_default(Signal::SIGTERM)?;
         SigSet::all().thread_unblock()?;
-        let _ = nix::sys::prctl::set_name(c"sheep-holder");
+        let _ = nix::sys::prctl::set_name(holder::NAME);
         Ok(())
     };
     if quiet().is_err() {

@@ -4,6 +4,7 @@
 //! lets go of when the process dies, however it dies: a pid in a file could be another process's by now. When it is killed,
 //! the namespaces live on as long as there is a process in them; such a process lends them to a new holder.
 
+use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,7 +18,10 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::doc::{self, Overlay};
-use crate::{namespace, state, switch, sys};
+use crate::{namespace, record, state, switch, sys};
+
+/// How a holder is called.
+pub const NAME: &CStr = c"sheep-holder";
 
 /// The file in an overlay's directory that the holder locks.
 pub fn file(dir: &Path) -> PathBuf {
@@ -117,7 +121,10 @@ pub fn end(process: &OwnedFd) -> Result<()> {
 
 /// The processes in the namespaces of an overlay, but for its holder: pid and name.
 pub fn guests(overlay: &Overlay) -> Vec<(u32, String)> {
-    let Some(holder) = overlay.holder else { return Vec::new() };
+    // A command that was killed may have made one and not recorded it.
+    let alive =
+        find(record::dir_of(overlay)).ok().flatten().and_then(|(pid, _)| describe(pid.as_raw_nonzero().get()).ok());
+    let Some(holder) = alive.or(overlay.holder) else { return Vec::new() };
     let inside = |process: &Path| {
         // One that has ended has no mounts any more, whoever has not waited for it yet.
         let mounts = namespace::inode_of(process, "mnt");
@@ -125,9 +132,11 @@ pub fn guests(overlay: &Overlay) -> Vec<(u32, String)> {
             || mounts.is_some() && namespace::inode_of(process, "user") == Some(holder.user_namespace)
     };
     let found = crate::busy::processes(|process| inside(process)).into_iter();
-    // Who only waits for the end of an old mount is no guest.
-    let syncer = switch::SYNCER.to_str().ok();
-    found.filter(|(pid, name)| *pid != holder.pid && Some(&**name) != syncer).collect()
+    // Who only waits for the end of an old mount is no guest, nor is a holder that ends; and a recorded one that is gone may have
+    // left the numbers of its namespaces to that of another overlay.
+    let no_guests = [switch::SYNCER, NAME];
+    let is_guest = |name: &str| !no_guests.iter().any(|other| other.to_bytes() == name.as_bytes());
+    found.filter(|(pid, name)| *pid != holder.pid && is_guest(name)).collect()
 }
 
 /// A process that can lend its namespaces to a new holder: one in both of them.
@@ -137,7 +146,8 @@ pub fn heir(overlay: &Overlay) -> Option<OwnedFd> {
         namespace::inode_of(process, "mnt") == Some(holder.mount_namespace)
             && namespace::inode_of(process, "user") == Some(holder.user_namespace)
     };
-    crate::busy::processes(|process| inside(process)).into_iter().find_map(|(pid, _)| {
+    let found = crate::busy::processes(|process| inside(process)).into_iter();
+    found.filter(|(_, name)| name.as_bytes() != NAME.to_bytes()).find_map(|(pid, _)| {
         let process = pidfd_open(Pid::from_raw(pid as i32)?, PidfdFlags::empty()).ok()?;
         // It is the one that was looked at, and still there.
         inside(&PathBuf::from(format!("/proc/{pid}"))).then_some(process)

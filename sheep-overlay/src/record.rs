@@ -155,15 +155,16 @@ pub fn write_first(dir: &Path, overlay: &Overlay) -> Result<()> {
     write().with_context(|| format!("write {}", file.display()))
 }
 
-/// Replaces the record. It is synced only where it has snapshots, of which nobody else knows how they belong together;
+/// Replaces the record. It is whole after a power cut where it has snapshots, of which nobody else knows how they belong together;
 /// else it differs from the old one only in what the kernel is asked about anyway. What is in memory is lost with it.
 pub fn write(dir: &Path, overlay: &Overlay) -> Result<()> {
     let has_history = !overlay.snapshots.is_empty() || overlay.branch.is_some() || overlay.pending.is_some();
-    let durability = if has_history && overlay.tmpfs.is_none() { Durability::Synced } else { Durability::Rebuildable };
+    let durability = if has_history && overlay.tmpfs.is_none() { Durability::Ordered } else { Durability::Rebuildable };
     state::write_json(&dir.join("overlay.json"), overlay, durability)
 }
 
-/// Replaces the record, and makes it durable: of an overlay that is kept.
+/// Replaces the record, and waits until that is on the disk: the overlay is to be kept, or something is to be deleted that the
+/// old one has.
 pub fn write_durably(dir: &Path, overlay: &Overlay) -> Result<()> {
     state::write_json(&dir.join("overlay.json"), overlay, Durability::Synced)
 }

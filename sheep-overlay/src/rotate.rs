@@ -1,8 +1,9 @@
 //! The upper put aside and an empty one in its place: what `snapshot` and `reset` do on the disk.
 //!
 //! First the record says what is to be done ([`Pending`]), then the directories are renamed, at last the record says that it is
-//! done. Each step can be done again, and undone; so a process that was killed leaves nothing that [`settle`] does not end
-//! or undo, with which every command begins that finds such a record.
+//! done. Both records are synced; what is renamed between them need not be, for journals keep the order. Each step can be done
+//! again, and undone; so a process that was killed leaves nothing that [`settled`] does not end or undo, with which every command
+//! begins that finds such a record.
 //!
 //! Of each tree, `upper` and `work` go to `snapshots/LAYER/` (those of a part to `snapshots/LAYER/mounts/N/`), and
 //! `upper.next` and `work.next`, made before, take their places. A file that is mounted on a file is copied: it stays where it

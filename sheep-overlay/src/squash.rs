@@ -59,16 +59,15 @@ fn squash(root: &DataRoot, id: &str) -> Result<(Overlay, Live)> {
     let mut after = overlay.clone();
     after.snapshots = squashed(&overlay, &layer, &needed);
     if mounted {
-        if let Err(error) = umount::unmount(&overlay, &dir) {
+        if let Err(error) = turn::unmount(&overlay, &dir) {
             sweep_below(&dir, &overlay, &branches)?;
             return Err(error);
         }
         (after.mount_id, after.holder) = (None, None);
     }
-    record::write(&dir, &after)?;
+    record::write_durably(&dir, &after)?;
     if mounted {
-        let before = after.clone();
-        after = turn::again(root, &before, after, &dir, None)?;
+        after = turn::again(root, after, &dir)?;
     }
     sweep_below(&dir, &after, &branches)?;
     Ok((after, if mounted { Live::Remounted } else { Live::NextMount }))

@@ -158,6 +158,9 @@ pub fn make_private_dir(dir: &Path) -> io::Result<()> {
 pub enum Durability {
     /// Survives a power cut: fsync of the file and of its directory.
     Synced,
+    /// Whole after a power cut, but perhaps still the old one: fsync of the file. What was done to the file system before is then
+    /// done too, for journals keep the order.
+    Ordered,
     /// Whole or absent after a crash of the program; after a power cut it may be old, and can be rebuilt.
     Rebuildable,
 }
@@ -177,7 +180,7 @@ pub fn write_atomic(file: &Path, bytes: &[u8], durability: Durability) -> io::Re
     let temporary = parent.join(format!(".{name}.{}", random_hex()?));
     let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut out| {
         out.write_all(bytes)?;
-        if durability == Durability::Synced {
+        if durability != Durability::Rebuildable {
             out.sync_all()?;
         }
         fs::rename(&temporary, file)?;

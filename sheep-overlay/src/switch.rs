@@ -21,7 +21,7 @@ use rustix::mount::{
 };
 
 use crate::backend::kernel;
-use crate::doc::Overlay;
+use crate::doc::{How, Overlay};
 use crate::lowers::Lower;
 use crate::mountpoint::{self, NotUnmounted};
 use crate::{assemble, busy, exit, mountinfo, record, sys, umount};
@@ -138,15 +138,52 @@ fn freeze_elsewhere(hold: &OwnedFd, device: (u32, u32)) -> Result<()> {
     if let Some(who) = busy::users_of_device(device) {
         return Err(exit::busy(format!("in use by {who}, in another mount namespace")));
     }
-    let freeze = || -> Result<(), Errno> {
-        let fs = fspick(hold, "", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
-        fsconfig_set_flag(&fs, "ro")?;
-        fsconfig_reconfigure(&fs)
-    };
-    freeze().map_err(|e| match e {
+    reconfigure(hold, "ro").map_err(|e| match e {
         Errno::BUSY => exit::busy(format!("in use in the mount namespace of {keepers}")),
         e => anyhow::Error::from(e).context(format!("make its copy in the mount namespace of {keepers} read-only")),
     })
+}
+
+fn reconfigure(mount: &OwnedFd, flag: &str) -> Result<(), Errno> {
+    let fs = fspick(mount, "", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
+    fsconfig_set_flag(&fs, flag)?;
+    fsconfig_reconfigure(&fs)
+}
+
+/// A mount of an overlay that is held while it is unmounted: where it was, its device, and another mount of the same.
+pub type Held = (PathBuf, (u32, u32), OwnedFd);
+
+/// Holds all file systems of an overlay, which is to be unmounted for a moment.
+pub fn hold_all(overlay: &Overlay) -> Result<Vec<Held>> {
+    let parts = overlay.mounts.iter().filter(|part| part.how == How::Overlay);
+    let points = std::iter::once(overlay.merged.0.clone()).chain(parts.map(|part| assemble::point_of(overlay, part)));
+    let mut held = Vec::new();
+    for point in points {
+        if mountpoint::at(&point)?.is_some() {
+            let mount = clone_of(&point).with_context(|| point.display().to_string())?;
+            held.push((point.clone(), device_of(&point)?, mount));
+        }
+    }
+    Ok(held)
+}
+
+/// Once they are unmounted: makes them read-only where other mount namespaces have copies. Errors with busy (4) where one is used.
+/// Then they are where they were, by other mounts.
+pub fn freeze_all(overlay: &Overlay, held: &[Held]) -> Result<()> {
+    let Err(error) = held.iter().try_for_each(|(_, device, mount)| freeze_elsewhere(mount, *device)) else {
+        return Ok(());
+    };
+    let back = || -> Result<()> {
+        for (point, _, mount) in held {
+            // It may be one that was made read-only just now, which is as it was where that is undone.
+            let _ = reconfigure(mount, "rw");
+            move_mount(mount, "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                .with_context(|| point.display().to_string())?;
+        }
+        assemble::mount_missing(overlay)
+    };
+    back().context("undo")?;
+    Err(error)
 }
 
 fn clone_of(point: &Path) -> Result<OwnedFd, Errno> {

@@ -158,6 +158,11 @@ pub fn make_read_only(tree: &OwnedFd) -> Result<(), Errno> {
     mount_setattr(tree, true, &MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() })
 }
 
+/// Makes one open mount read-only, and none that is mounted on it.
+pub fn make_this_read_only(mount: &OwnedFd) -> Result<(), Errno> {
+    mount_setattr(mount, false, &MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() })
+}
+
 /// Shows the owners in an open, detached mount through the maps of a user namespace.
 pub fn idmap(mount: &OwnedFd, user_namespace: &OwnedFd) -> Result<(), Errno> {
     let userns_fd = user_namespace.as_raw_fd() as u64;

@@ -43,6 +43,7 @@ pub fn run(root: &DataRoot, id: &str, request: &Request) -> Result<(Overlay, Und
         }
     }
     check_same(&before, request)?;
+    refuse_if_in_use(&before, &dir)?;
     let _layers = root.lock_layers_for_use()?;
     let lowers = lowers_for(root, &dir, &before)?;
     check_lowers(&before, request, &lowers)?;
@@ -236,14 +237,8 @@ fn mount_copy(overlay: &mut Overlay, dir: &Path) -> Result<()> {
     choose::bind_copy(overlay)
 }
 
-/// Makes sure that nothing else uses the upper, and that it is fit to be mounted.
-fn prepare_upper(before: &Overlay, dir: &Path) -> Result<()> {
-    if before.tmpfs.is_some() && mountpoint::at(&dir.join("tmpfs"))?.is_none() {
-        return Err(anyhow!(
-            "the changes of overlay {0} were in memory, and are gone; 'sheep-overlay umount {0}' deletes what is left",
-            before.id
-        ));
-    }
+/// Makes sure that the upper is mounted nowhere else. Errors with busy (4).
+fn refuse_if_in_use(before: &Overlay, dir: &Path) -> Result<()> {
     let root = rustix::process::geteuid().is_root();
     let trees = trees::of(before);
     if root && before.backend == Backend::Kernel && trees.iter().any(|tree| kernel::in_use_elsewhere(&tree.upper, dir))
@@ -257,6 +252,18 @@ fn prepare_upper(before: &Overlay, dir: &Path) -> Result<()> {
                 .map_or_else(|| " (a container's?)".to_owned(), |who| format!(", that of {who}"))
         )));
     }
+    Ok(())
+}
+
+/// Makes sure that the upper is fit to be mounted.
+fn prepare_upper(before: &Overlay, dir: &Path) -> Result<()> {
+    if before.tmpfs.is_some() && mountpoint::at(&dir.join("tmpfs"))?.is_none() {
+        return Err(anyhow!(
+            "the changes of overlay {0} were in memory, and are gone; 'sheep-overlay umount {0}' deletes what is left",
+            before.id
+        ));
+    }
+    let trees = trees::of(before);
     upper::ensure_dir(&dir.join("merged"))?;
     for tree in &trees {
         upper::ensure_dir(&tree.upper)?;

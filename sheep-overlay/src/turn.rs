@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::kernel;
@@ -77,19 +77,43 @@ pub fn turn(root: &DataRoot, id: &str, plan: impl FnOnce(&Overlay) -> Result<Pen
             "its changes are in memory, and it has mounts below its lower or is a view of /: that cannot be mounted again",
         ));
     }
-    umount::unmount(&overlay, &dir)?;
-    overlay.mount_id = None;
-    overlay.holder = None;
+    unmount(&overlay, &dir)?;
+    (overlay.mount_id, overlay.holder) = (None, None);
     let before = overlay.clone();
-    let mounted = while_unmounted(overlay, &dir, pending.clone())
-        .and_then(|done| again(root, &before, done, &dir, Some(pending)));
-    match mounted {
-        Ok(done) => Ok((done, Live::Remounted)),
-        Err(error) => {
-            again(root, &before, before.clone(), &dir, None)?;
-            Err(error)
-        }
+    let done = while_unmounted(overlay, &dir, pending.clone());
+    let mounted = match done {
+        Ok(done) => again(root, done, &dir).map_err(|error| (error, true)),
+        Err(error) => Err((error, false)),
+    };
+    let (error, is_done) = match mounted {
+        Ok(done) => return Ok((done, Live::Remounted)),
+        Err(failed) => failed,
+    };
+    if is_done && pending.snapshot.is_none() {
+        return Err(error.context("it went back, but could not be mounted"));
     }
+    if is_done {
+        let begun = Overlay { pending: Some(pending), ..before.clone() };
+        rotate::inside(&before, &dir, || {
+            record::write(&dir, &begun)?;
+            rotate::backward(&begun)?;
+            record::write(&dir, &before)
+        })?;
+    }
+    again(root, before, &dir).context("undo")?;
+    Err(error)
+}
+
+/// Unmounts an overlay that is to be mounted again. Errors with busy (4) where somebody uses it; then all is as it was.
+pub fn unmount(overlay: &Overlay, dir: &Path) -> Result<()> {
+    let held = if overlay.user_namespace.is_none() { switch::hold_all(overlay)? } else { Vec::new() };
+    umount::unmount(overlay, dir)?;
+    if let Err(error) = switch::freeze_all(overlay, &held) {
+        let mount_id = mountpoint::at(&overlay.merged)?.and_then(|mount| mount.id);
+        record::write(dir, &Overlay { mount_id, ..overlay.clone() })?;
+        return Err(error);
+    }
+    Ok(())
 }
 
 /// What is refused wherever the overlay is.
@@ -166,32 +190,12 @@ fn while_unmounted(overlay: Overlay, dir: &Path, pending: Pending) -> Result<Ove
     })
 }
 
-/// Mounts an overlay again that was unmounted for a moment. Its record has neither a mount nor a holder. With `pending`, a failure puts its upper back.
-pub fn again(
-    root: &DataRoot,
-    before: &Overlay,
-    mut overlay: Overlay,
-    dir: &Path,
-    pending: Option<Pending>,
-) -> Result<Overlay> {
-    let known = overlay.clone();
-    let mounted = take_up::base_of(root, dir, &overlay)
-        .and_then(|lowers| take_up::mount(root, &known, &mut overlay, dir, &lowers));
-    match mounted {
-        Ok(()) => {
-            record::write(dir, &overlay)?;
-            Ok(overlay)
-        }
-        Err(error) => {
-            if pending.as_ref().is_some_and(|pending| pending.snapshot.is_some()) {
-                let begun = Overlay { pending, ..before.clone() };
-                rotate::inside(before, dir, || {
-                    record::write(dir, &begun)?;
-                    rotate::backward(&begun)?;
-                    record::write(dir, before)
-                })?;
-            }
-            Err(error)
-        }
-    }
+/// Mounts an overlay again that was unmounted for a moment: its record has neither a mount nor a holder. Copies of its mount in other
+/// mount namespaces are read-only by now, and do no harm to an upper that is the same one as before.
+pub fn again(root: &DataRoot, mut overlay: Overlay, dir: &Path) -> Result<Overlay> {
+    let before = overlay.clone();
+    let lowers = take_up::base_of(root, dir, &overlay)?;
+    take_up::mount(root, &before, &mut overlay, dir, &lowers)?;
+    record::write(dir, &overlay)?;
+    Ok(overlay)
 }

@@ -10,6 +10,8 @@ mod trees;
 mod cases;
 #[path = "diff/exported.rs"]
 mod exported;
+#[path = "diff/history.rs"]
+mod history;
 #[path = "diff/random.rs"]
 mod random;
 
@@ -70,8 +72,12 @@ fn lines(overlay: &Overlay) -> Vec<String> {
 /// The changes as two pictures of the tree tell them, which see neither where a file came from nor that a directory is
 /// another one: what was renamed is deleted and added, and links are not counted.
 fn plain_lines(overlay: &Overlay) -> Vec<String> {
+    plain(changes(overlay).unwrap())
+}
+
+fn plain(changes: Vec<Change>) -> Vec<String> {
     let mut plain = Vec::new();
-    for change in changes(overlay).unwrap() {
+    for change in changes {
         let letter = match change.kind {
             Kind::Modified if change.what == [Aspect::Links] => continue,
             Kind::Opaque if change.what.is_empty() => continue,

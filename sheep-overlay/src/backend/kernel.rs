@@ -215,25 +215,34 @@ fn put_beneath(mount: OwnedFd, points: &[PathBuf], aside: &Path) -> Result<Optio
 }
 
 /// Takes a mount that was put beneath another one out again. That other one is moved aside for a moment, which its users do
-/// not notice: it is theirs, wherever it is.
+/// not notice: it is theirs, wherever it is. Who comes by meanwhile finds another mount of the same file system there, and for two
+/// system calls the new one, in which he can lose nothing, for it is read-only by then.
 pub fn slip_out(mount: OwnedFd, point: &Path, aside: &Path) -> Result<(), Refused> {
+    let inner = aside.join("mount");
+    let attached = MoveMountFlags::empty();
+    let detach = || rustix::mount::unmount(point, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH);
     let slip = || -> Result<(), Errno> {
+        let other = open_tree(CWD, point, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
         // Nothing can be moved away from a mount that is shared, or to one that is.
         crate::sys::make_private(&mount)?;
+        crate::sys::make_this_read_only(&mount)?;
         drop(mount);
         rustix::fs::mkdir(aside, Mode::RWXU)?;
         rustix::mount::mount_bind(aside, aside)?;
         rustix::mount::mount_change(aside, MountPropagationFlags::PRIVATE)?;
-        let inner = aside.join("mount");
         rustix::fs::mkdir(&inner, Mode::RWXU)?;
-        move_mount(CWD, point, CWD, &inner, MoveMountFlags::empty())?;
-        let removed = rustix::mount::unmount(point, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH);
-        move_mount(CWD, &inner, CWD, point, MoveMountFlags::empty())?;
-        removed
+        move_mount(CWD, point, CWD, &inner, attached)?;
+        let stands_in = move_mount(&other, "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | BENEATH);
+        let removed = detach();
+        let back = match stands_in {
+            Ok(()) => move_mount(CWD, &inner, CWD, point, attached | BENEATH).and_then(|()| detach()),
+            Err(_) => move_mount(CWD, &inner, CWD, point, attached),
+        };
+        removed.and(back)
     };
     let done = slip().map_err(Refused::at("take the new mount out again"));
     // What is left of it here is empty, and in nobody's way.
-    let _ = rustix::fs::rmdir(aside.join("mount"));
+    let _ = rustix::fs::rmdir(&inner);
     let _ = rustix::mount::unmount(aside, UnmountFlags::NOFOLLOW);
     let _ = rustix::fs::rmdir(aside);
     done

@@ -193,3 +193,35 @@ fn p48_commands_that_are_killed_leave_nothing_that_gc_does_not_mend() {
     assert_eq!(fs::read_to_string(low.join("d/b")).unwrap(), "low");
     world.is_clean();
 }
+
+#[test]
+fn p48_snapshots_that_are_killed_lose_nothing() {
+    let world = World::user();
+    own_lower(&world, &["a"]);
+    world.run(&["mount", "--id", "ov", "low"]).ok();
+    let mut made = 0;
+    for round in 0..60u64 {
+        world.run(&["exec", "ov", "sh", "-c", &format!("echo {round} > f{}", round % 5)]).ok();
+        let seen = |world: &World| world.run(&["exec", "ov", "sh", "-c", "grep . *"]).ok().out;
+        let before = seen(&world);
+        let verb: &[&str] = if round % 10 == 9 { &["squash", "ov"] } else { &["snapshot", "ov"] };
+        let mut child = world
+            .command(verb)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(round * 400));
+        let _ = child.kill();
+        child.wait().unwrap();
+        let collected = world.run(&["gc"]);
+        assert_eq!(collected.code, 0, "round {round}: {collected:?}");
+        assert_eq!(seen(&world), before, "round {round}");
+        let record = world.run(&["inspect", "ov"]).json();
+        assert!(record["overlay"].get("pending").is_none(), "round {round}: {record}");
+        made = record["overlay"]["snapshots"].as_array().map_or(0, Vec::len);
+    }
+    assert!(made > 0);
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+}

@@ -23,10 +23,14 @@ use crate::trees::{Picture, Scratch, assert_same, picture};
 use crate::{Both, exported, plain_lines as lines};
 
 /// xorshift64*: the same sequence for the same seed, everywhere.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn below(&mut self, n: usize) -> usize {
+    pub fn new(seed: u64) -> Self {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -88,7 +92,7 @@ fn is_shown(layers: &[PathBuf], inside: &Path) -> bool {
 
 /// A tree to start from; `below` are the layers under it, in which it hides things: what is there, or with `anything` also
 /// what is not. (OverlayFS lists such a whiteout and then does not know it, so that mv and cp fail on its directory.)
-fn make_layer(random: &mut Random, root: &Path, below: &[PathBuf], anything: bool) {
+pub fn make_layer(random: &mut Random, root: &Path, below: &[PathBuf], anything: bool) {
     fs::create_dir_all(root).unwrap();
     for _ in 0..6 + random.below(14) {
         let inside = any_path(random);
@@ -141,7 +145,7 @@ fn make_layer(random: &mut Random, root: &Path, below: &[PathBuf], anything: boo
 
 /// A deed, decided once and done in both trees.
 #[derive(Debug)]
-enum Deed {
+pub enum Deed {
     Write(PathBuf, &'static str, bool),
     OpenOnly(PathBuf),
     Truncate(PathBuf, u64),
@@ -166,7 +170,7 @@ enum Deed {
     Exchange(PathBuf, PathBuf),
 }
 
-fn decide(random: &mut Random, root: &Path) -> Deed {
+pub fn decide(random: &mut Random, root: &Path) -> Deed {
     let at = path(random, root);
     match random.below(24) {
         0 | 1 => Deed::Write(at, random.pick(&["content", "other", "conTent"]), random.below(2) == 0),
@@ -195,7 +199,7 @@ fn decide(random: &mut Random, root: &Path) -> Deed {
 }
 
 /// Does a deed; what is not possible (no such path, a directory in the way) is left undone in both trees alike.
-fn act(deed: &Deed, root: &Path) -> bool {
+pub fn act(deed: &Deed, root: &Path) -> bool {
     let at = |path: &Path| root.join(path);
     let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|stat| stat.is_file());
     let remove = |path: &Path| fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
@@ -304,7 +308,7 @@ fn act(deed: &Deed, root: &Path) -> bool {
 }
 
 /// The changes that two pictures show.
-fn expected(before: &Picture, after: &Picture) -> Vec<String> {
+pub fn expected(before: &Picture, after: &Picture) -> Vec<String> {
     let mut lines = Vec::new();
     let paths: BTreeSet<_> = before.keys().chain(after.keys()).collect();
     for path in paths {
@@ -341,7 +345,7 @@ fn expected(before: &Picture, after: &Picture) -> Vec<String> {
 
 /// Does one sequence and gives the number of changes that came of it.
 fn sequence(scratch: &mut Scratch, seed: u64) -> usize {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let dir = scratch.dir().join(seed.to_string());
     let odd = seed.is_multiple_of(4);
     let layers = 1 + random.below(5);
@@ -443,7 +447,7 @@ fn applied(dir: &Path, both: &Both, lowers: &[PathBuf], kernel: &Picture, copy: 
 }
 
 /// How long to go on with new sequences, and from which seed: `SHEEP_RANDOM_SECONDS` and, to repeat one, `SHEEP_RANDOM_SEED`.
-fn asked_for() -> Option<(Duration, u64)> {
+pub fn asked_for() -> Option<(Duration, u64)> {
     let number =
         |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap_or_else(|e| panic!("{name}: {e}")));
     let seconds = number("SHEEP_RANDOM_SECONDS")?;
@@ -490,6 +494,7 @@ fn p20_p21_an_ordinary_users_overlays_tell_the_same() {
     fs::set_permissions(&scratch.path, PermissionsExt::from_mode(0o755)).unwrap();
     let program = scratch.path.join("diff");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_sheep-overlay"), scratch.path.join("sheep-overlay")).unwrap();
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "sheeptest", "--regid", "sheeptest", "--clear-groups", "unshare", "-Urm"]).arg(&program);
     command.args(["--exact", "random::inside_a_user_namespace", "--ignored", "--nocapture"]).current_dir("/");
@@ -504,4 +509,5 @@ fn p20_p21_an_ordinary_users_overlays_tell_the_same() {
 #[ignore = "run by p20_p21_an_ordinary_users_overlays_tell_the_same, in a user namespace"]
 fn inside_a_user_namespace() {
     sequences("tmpfs", 2001..2200);
+    crate::history::sequences("tmpfs", 3001..3030);
 }
