@@ -195,10 +195,10 @@ fn cuts(
     base: &str,
     args: &[&str],
     cuts: usize,
+    look: impl Fn() -> BTreeMap<PathBuf, String>,
     before: &BTreeMap<PathBuf, String>,
     after: &BTreeMap<PathBuf, String>,
 ) -> usize {
-    let low = disk.world.dir.join("disk/low");
     // How long to wait at most: longer after each cut before the end, shorter after each that came too late.
     let mut most = 10_000;
     let mut done = 0;
@@ -217,7 +217,7 @@ fn cuts(
         disk.mount("cut");
         let ran = disk.world.run(&["gc"]).ok();
         assert_eq!(ran.err, "", "cut {round}");
-        done += usize::from(is_one_of(&picture(&low), before, after, &format!("cut {round} of {args:?}")));
+        done += usize::from(is_one_of(&look(), before, after, &format!("cut {round} of {args:?}")));
         disk.umount();
     }
     done
@@ -241,10 +241,32 @@ fn power_cuts(kind: &str) {
     assert!(is_one_of(&picture(&low), &before, &after, "applied"));
     disk.umount();
 
-    let number = count("SHEEP_CUTS", 16) / 2;
-    let done = cuts(&disk, "base", &["apply", "ov"], number, &before, &after);
-    let undone = number - cuts(&disk, "applied", &["apply", "--undo"], number, &before, &after);
+    let number = count("SHEEP_CUTS", 16) / 4;
+    let look = || picture(&low);
+    let done = cuts(&disk, "base", &["apply", "ov"], number, look, &before, &after);
+    let undone = number - cuts(&disk, "applied", &["apply", "--undo"], number, look, &before, &after);
     eprintln!("{kind}: {number} cuts of apply, {done} done; {number} of undo, {undone} done");
+
+    // What the overlay shows is the same before and after; a reset throws it away.
+    disk.clone("base", "twice");
+    disk.mount("twice");
+    world.run(&["snapshot", "ov"]).ok();
+    world.run(&["mount", "--id", "ov"]).ok();
+    sh(&format!("cd {} && echo later > a/1 && rm -r fresh", world.merged("ov").display()));
+    let later = picture(&world.merged("ov"));
+    world.run(&["umount", "--keep", "ov"]).ok();
+    world.run(&["snapshot", "ov"]).ok();
+    disk.umount();
+    let view = || {
+        world.run(&["mount", "--id", "ov"]).ok();
+        let view = picture(&world.merged("ov"));
+        world.run(&["umount", "--keep", "ov"]).ok();
+        view
+    };
+    cuts(&disk, "base", &["snapshot", "ov"], number, view, &after, &after);
+    cuts(&disk, "twice", &["squash", "ov"], number, view, &later, &later);
+    let reset = cuts(&disk, "twice", &["reset", "ov@1"], number, view, &later, &after);
+    eprintln!("{kind}: {number} cuts each of snapshot, squash and reset, {reset} resets done");
 }
 
 #[test]
@@ -255,4 +277,56 @@ fn power_cuts_on_ext4() {
 #[test]
 fn power_cuts_on_xfs() {
     power_cuts("xfs");
+}
+
+#[test]
+fn p48_kill_9_in_the_middle_of_all_that_moves_an_upper() {
+    let world = World::root();
+    lower(&world.dir.join("low"));
+    let merged = world.mount("ov", &["low"]);
+    sh(&format!("cd {} && {DEEDS}", merged.display()));
+    let mut now = picture(&merged);
+    // What the overlay was at each snapshot; number 0 is what it began with.
+    let mut at_snapshot = BTreeMap::from([(0, picture(&world.dir.join("low")))]);
+    let (mut most, mut killed) = (10_000, 0);
+    let rounds = count("SHEEP_KILLS", 120);
+    for round in 0..rounds {
+        if some_number(3) == 0 {
+            fs::write(merged.join(format!("a/{}", some_number(4))), format!("round {round}")).unwrap();
+            now = picture(&merged);
+        }
+        let verbs: [&[&str]; 6] = [
+            &["snapshot", "ov"],
+            &["squash", "ov"],
+            &["umount", "--keep", "ov"],
+            &["mount", "--id", "ov"],
+            &["reset", "ov"],
+            &["gc"],
+        ];
+        let args = verbs[some_number(6) as usize];
+        let mut child = start(&world, args);
+        std::thread::sleep(Duration::from_micros(some_number(most)));
+        kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+        let early = child.wait().unwrap().code().is_none();
+        killed += usize::from(early);
+        most = if early { most * 21 / 20 } else { most * 9 / 10 };
+        let ran = world.run(&["gc"]).ok();
+        assert!(
+            ran.err.is_empty() || ran.err.contains("ov stays: not mounted any more"),
+            "round {round}, {args:?}: {ran:?}"
+        );
+        if world.state("ov").as_deref() != Some("mounted") {
+            world.run(&["mount", "--id", "ov"]).ok();
+        }
+        let head = world.run(&["inspect", "ov"]).json()["overlay"]["head"].as_u64().unwrap_or(0);
+        let view = picture(&merged);
+        let before = if args[0] == "reset" { at_snapshot.get(&head).unwrap_or(&now) } else { &now };
+        is_one_of(&view, &now, before, &format!("round {round}, {args:?}"));
+        now = view;
+        at_snapshot.entry(head).or_insert_with(|| now.clone());
+    }
+    eprintln!("killed {killed} times; {} states", at_snapshot.len());
+    assert!(killed > rounds / 10, "killed {killed} times");
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
 }
