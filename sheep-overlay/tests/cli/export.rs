@@ -119,6 +119,41 @@ fn podman_reads_our_layers_and_gives_them_back() {
 }
 
 #[test]
+fn podman_runs_an_image_with_our_layer() {
+    need(&["umoci", "podman", "crun", "busybox"]);
+    let world = World::root();
+    let dir = world.dir.display();
+    out(&format!(
+        "mkdir -p {dir}/low/bin {dir}/low/srv/old {dir}/low/etc; cd {dir}/low; cp /bin/busybox bin/busybox; \
+         for i in sh find stat sha256sum sort; do ln -s busybox bin/$i; done; echo x > srv/gone; echo y > srv/old/y; echo z > srv/kept; chmod 4755 srv/kept"
+    ));
+    let merged = world.mount("ov", &["low"]);
+    out(&format!(
+        "cd {}; rm srv/gone; rm -r srv/old; mkdir srv/old; echo new > srv/old/n; ln srv/old/n srv/link; chown 12:34 srv/link; \
+         chmod 640 srv/kept; ln -s kept srv/to; touch -d '2001-02-03 04:05:06' srv/old; printf '#!/bin/sh\\necho ran; exit 7\\n' > bin/new; chmod 755 bin/new",
+        merged.display()
+    ));
+    let look = "find srv bin | sort | while read f; do stat -c '%n %a %u:%g %h %s %Y %F' $f; done; find srv -type f -exec sha256sum {} + | sort; bin/new || echo $?";
+    let want = out(&format!("chroot {} /bin/sh -c 'cd /; {}'", merged.display(), look.replace('\'', "'\\''")));
+    assert!(want.contains("srv/old/n 644 12:34 2 4") && want.ends_with("ran\n7\n"), "{want}");
+    let script = format!(
+        "mount --make-rprivate /; mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup; cd {dir}; \
+         tar -C low --format=posix -cf base.tar .; {} export ov > layer.tar; umoci init --layout img; umoci new --image img:t; \
+         umoci raw add-layer --image img:t base.tar; umoci raw add-layer --image img:t layer.tar; \
+         podman() {{ command podman --root $PWD/store --runroot $PWD/run --cgroup-manager cgroupfs --storage-driver overlay \"$@\"; }}; \
+         podman pull -q oci:img:t > id; podman run --rm --network none --cgroups=disabled --ulimit nofile=4096:4096 \
+         --ulimit nproc=4096:4096 $(cat id) sh -c \"$LOOK\"; umount -l store/overlay 2>/dev/null || true",
+        crate::harness::BIN
+    );
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-ec", &script]).current_dir("/").env("LOOK", format!("cd /; {look}"));
+    let done = crate::harness::ran(command.env("SHEEP_DATA_DIR", &world.data).output().unwrap());
+    assert_eq!((done.code, &done.out), (0, &want), "{}", done.err);
+    world.run(&["umount", "ov"]).ok();
+    world.is_clean();
+}
+
+#[test]
 fn skopeo_keeps_the_digests_of_our_layers() {
     need(&["umoci", "skopeo"]);
     let world = World::root();
