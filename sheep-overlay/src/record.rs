@@ -156,10 +156,10 @@ pub fn write_first(dir: &Path, overlay: &Overlay) -> Result<()> {
 }
 
 /// Replaces the record. It is whole after a power cut where it has snapshots, of which nobody else knows how they belong together;
-/// else it differs from the old one only in what the kernel is asked about anyway. What is in memory is lost with it.
+/// else it differs from the old one only in what the kernel is asked about anyway. A volatile one promises nothing.
 pub fn write(dir: &Path, overlay: &Overlay) -> Result<()> {
     let has_history = !overlay.snapshots.is_empty() || overlay.branch.is_some() || overlay.pending.is_some();
-    let durability = if has_history && overlay.tmpfs.is_none() { Durability::Ordered } else { Durability::Rebuildable };
+    let durability = if has_history && !overlay.volatile { Durability::Ordered } else { Durability::Rebuildable };
     state::write_json(&dir.join("overlay.json"), overlay, durability)
 }
 

@@ -1,7 +1,7 @@
 //! The upper put aside and an empty one in its place: what `snapshot` and `reset` do on the disk.
 //!
 //! First the record says what is to be done ([`Pending`]), then the directories are renamed, at last the record says that it is
-//! done. Both records are synced; what is renamed between them need not be, for journals keep the order. Each step can be done
+//! done. Both records are whole after a power cut; what is renamed between them is not synced, for journals keep the order. Each step can be done
 //! again, and undone; so a process that was killed leaves nothing that [`settled`] does not end or undo, with which every command
 //! begins that finds such a record.
 //!

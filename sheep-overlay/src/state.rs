@@ -26,7 +26,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::exit;
+use crate::{exit, mountinfo};
 
 /// The layout's version, as written to the file `version`.
 const LAYOUT_VERSION: &str = "1\n";
@@ -158,8 +158,8 @@ pub fn make_private_dir(dir: &Path) -> io::Result<()> {
 pub enum Durability {
     /// Survives a power cut: fsync of the file and of its directory.
     Synced,
-    /// Whole after a power cut, but perhaps still the old one: fsync of the file. What was done to the file system before is then
-    /// done too, for journals keep the order.
+    /// Whole after a power cut, but perhaps still the old one. Journals keep the order of what is done to names; so that the name
+    /// does not come before the content, the file is synced, unless ext4 sees to that itself.
     Ordered,
     /// Whole or absent after a crash of the program; after a power cut it may be old, and can be rebuilt.
     Rebuildable,
@@ -180,7 +180,12 @@ pub fn write_atomic(file: &Path, bytes: &[u8], durability: Durability) -> io::Re
     let temporary = parent.join(format!(".{name}.{}", random_hex()?));
     let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut out| {
         out.write_all(bytes)?;
-        if durability != Durability::Rebuildable {
+        let synced = match durability {
+            Durability::Synced => true,
+            Durability::Ordered => !replaces_whole(file, &out),
+            Durability::Rebuildable => false,
+        };
+        if synced {
             out.sync_all()?;
         }
         fs::rename(&temporary, file)?;
@@ -194,6 +199,20 @@ pub fn write_atomic(file: &Path, bytes: &[u8], durability: Durability) -> io::Re
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// Whether a file that replaces another by a rename is never seen without its content after a power cut, as ext4 has it by default
+/// (`auto_da_alloc` and `data=ordered`, ext4(5)). There an fsync would wait for all that was done to the file system of late,
+/// by anybody.
+fn replaces_whole(file: &Path, new: &File) -> bool {
+    let Ok(device) = new.metadata().map(|found| found.dev()) else { return false };
+    let device = (rustix::fs::major(device), rustix::fs::minor(device));
+    let is_default = |entry: &mountinfo::Entry| {
+        let mut options = entry.options.split(|byte| *byte == b',');
+        entry.fs_type == "ext4" && !options.any(|option| option == b"noauto_da_alloc" || option.starts_with(b"data="))
+    };
+    let table = mountinfo::read().unwrap_or_default();
+    file.exists() && table.iter().find(|entry| entry.device == device).is_some_and(is_default)
 }
 
 /// Reads a JSON file. `None` where it does not exist; an error that names the file where it is not what it should be: a

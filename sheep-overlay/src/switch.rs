@@ -19,6 +19,7 @@ use rustix::mount::{
     FsPickFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick,
     move_mount, open_tree,
 };
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::backend::kernel;
 use crate::doc::{How, Overlay};
@@ -216,10 +217,17 @@ pub const SYNCER: &CStr = c"sheep-sync";
 /// Lets go of an old overlay in a process of its own: the end of an overlay writes all that its file system has not written
 /// yet, and nobody needs to wait for that.
 fn end_apart(hold: OwnedFd, points: &[PathBuf]) {
+    let Ok((gone, here)) = pipe_with(PipeFlags::CLOEXEC) else { return };
     // Where there is no process to be had, it is this one that waits.
     if !matches!(sys::fork(), Ok(None)) {
+        drop(hold);
+        // It ends with this process.
+        std::mem::forget(here);
         return;
     }
+    drop(here);
+    // The last one to let go waits; and until the command has ended, nothing is to be in its way.
+    let _ = rustix::io::read(&gone, &mut [0u8; 1]);
     let quiet = || -> Result<()> {
         nix::unistd::setsid()?;
         nix::sys::prctl::set_name(SYNCER)?;
