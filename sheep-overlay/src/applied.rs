@@ -364,7 +364,10 @@ pub fn open_slots(dir: &Path, place: &Place) -> Result<OwnedFd> {
 pub fn open_target(place: &Place) -> Result<OwnedFd> {
     let opened = open_dir(&place.target)?;
     if fstat(&opened)?.st_ino != place.ino {
-        bail!("{}: it is another directory than before (is something not mounted?)", place.target.display());
+        bail!(
+            "{}: it is another directory than before (is something mounted on it, or not mounted any more?)",
+            place.target.display()
+        );
     }
     Ok(opened)
 }
