@@ -3,7 +3,7 @@
 //! - `oci`: the changes as a layer of an OCI image (image-spec, layer.md), on stdout: a tar of what was added or changed, with
 //!   a file `.wh.NAME` for what was deleted and `.wh..wh..opq` in a directory that hides the one below. The same changes
 //!   give the same bytes: entries are sorted, times are those of the files, and none is later than `$SOURCE_DATE_EPOCH`
-//!   where that is set. It is proven before the first byte is printed (see [`proof`]).
+//!   where that is set. It is proven before the first byte is printed (see proof.rs).
 //! - `tar`: all that the overlay shows, changes and lowers in one, as a plain tar on stdout.
 //! - `dir`: the changes as a layer in the form of OverlayFS, in a new directory.
 //! - `patch`: the changes of text files, as `diff --patch` prints them.
