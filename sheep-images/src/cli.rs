@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 /// Container images: get them in, unpack them into shared layer directories.
 #[derive(Debug, Parser)]
@@ -25,7 +25,7 @@ pub struct Cli {
 pub enum Verb {
     /// Make an image from this host's own shell and utilities, with the libraries they need
     Bootstrap(Bootstrap),
-    /// Make an image from a root file system archive: tar, plain or compressed with gzip, zstd, xz or bzip2
+    /// Get an image in: an OCI layout, what 'docker save' made, or the archive of a root file system
     Import(Import),
     /// Unpack an image's layers, where that is not done yet, and print its document
     Unpack(Unpack),
@@ -58,14 +58,35 @@ pub struct Bootstrap {
 pub struct Import {
     /// The image's name
     pub name: String,
-    /// The archive, or - for stdin; how it is compressed is found by its content
+    /// The archive, or - for stdin, or a directory that is an OCI layout; what it is, and how compressed, is found by its
+    /// content
     pub file: OsString,
+    /// Which image, where there are several: the name that it has there
+    #[arg(long = "ref", value_name = "REF")]
+    pub reference: Option<String>,
+    /// Which image, of one for several platforms [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// Take it for this
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "auto")]
+    pub format: ImportFormat,
     /// How much is too much.
     #[command(flatten)]
     pub limits: LimitArgs,
     /// What is printed.
     #[command(flatten)]
     pub print: Print,
+}
+
+/// `--format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImportFormat {
+    /// What it looks like
+    Auto,
+    /// An image: an OCI layout, or what 'docker save' made
+    Image,
+    /// A root file system
+    Rootfs,
 }
 
 /// `unpack`

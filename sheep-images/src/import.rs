@@ -1,13 +1,18 @@
-//! `import`: an image from the archive of a root file system.
+//! `import`: an image from what other tools wrote: the archive of a root file system, an OCI layout (a directory or an
+//! archive of one), or what `docker save` made. Which of these it is tells the content.
+
+mod files;
+mod image;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use sheep_overlay::{exit, state};
 
-use crate::cli::{Import, LimitArgs};
+use crate::cli::{Import, ImportFormat, LimitArgs};
 use crate::oci::{self, Descriptor};
 use crate::reference::Name;
 use crate::scratch::Scratch;
@@ -15,6 +20,8 @@ use crate::store::Store;
 use crate::store::stage::Stage;
 use crate::stream::{Stream, Summary};
 use crate::unpack::{self, LeftOut};
+use files::{Files, Kind};
+use image::Wanted;
 
 /// Runs the verb.
 pub fn run(store: &Store, args: &Import) -> Result<()> {
@@ -22,10 +29,17 @@ pub fn run(store: &Store, args: &Import) -> Result<()> {
     let shown = args.file.to_string_lossy();
     let what = format!("import {}", args.name);
     let work = || -> Result<Descriptor> {
-        let file = open(args).with_context(|| shown.to_string())?;
-        let receive = |stage: &Stage, unpacked: &Scratch| receive(file, stage, unpacked, args.limits);
-        let (image, left_out) = take_in(store, &name, "sheep-images import", receive, |_| Ok(state::now()))
-            .with_context(|| shown.to_string())?;
+        let wanted = Wanted {
+            reference: args.reference.as_deref(),
+            platform: args.platform.as_deref().map_or_else(|| Ok(oci::host_platform()), image::platform)?,
+        };
+        let taken = match open(args).with_context(|| shown.to_string())? {
+            Source::Layout(dir) => {
+                image::take_in(store, &name, &Files::Directory(dir), &wanted, args.limits, Stage::new(store)?)
+            }
+            Source::File(file) => from_file(store, &name, file, args, &wanted),
+        };
+        let (image, left_out) = taken.with_context(|| shown.to_string())?;
         unpack::tell_left_out(&what, left_out);
         Ok(image)
     };
@@ -34,21 +48,66 @@ pub fn run(store: &Store, args: &Import) -> Result<()> {
     store.document(&image)?.print("image", args.print.print.as_deref())
 }
 
-fn open(args: &Import) -> Result<File> {
+/// What was named.
+enum Source {
+    /// An archive, or a pipe that brings one.
+    File(File),
+    /// A directory that is an OCI layout.
+    Layout(PathBuf),
+}
+
+fn open(args: &Import) -> Result<Source> {
     if args.file == "-" {
         let stdin = io::stdin();
         if stdin.is_terminal() {
             return Err(exit::usage("stdin is a terminal; an archive is expected there"));
         }
-        return Ok(stdin.as_fd().try_clone_to_owned()?.into());
+        return Ok(Source::File(stdin.as_fd().try_clone_to_owned()?.into()));
     }
     match File::open(&args.file) {
         Ok(file) if file.metadata()?.is_dir() => {
-            Err(exit::usage("it is a directory; pack it first: tar -C DIR -c . | sheep-images import NAME -"))
+            let dir = PathBuf::from(&args.file);
+            if dir.join("index.json").is_file() && dir.join("oci-layout").is_file() {
+                return Ok(Source::Layout(dir));
+            }
+            Err(exit::usage(
+                "it is a directory, and no OCI layout; pack it first: tar -C DIR -c . | sheep-images import NAME -",
+            ))
         }
-        Ok(file) => Ok(file),
+        Ok(file) => Ok(Source::File(file)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Err(exit::not_found("no such file")),
         Err(e) => Err(e.into()),
+    }
+}
+
+fn from_file(
+    store: &Store,
+    name: &Name,
+    file: File,
+    args: &Import,
+    wanted: &Wanted<'_>,
+) -> Result<(Descriptor, LeftOut)> {
+    let (found, codec, source) = files::look(file)?;
+    let kind = match args.format {
+        ImportFormat::Auto => found,
+        ImportFormat::Image => Kind::Image,
+        ImportFormat::Rootfs => Kind::RootFs,
+    };
+    match kind {
+        Kind::RootFs => {
+            if let Some(option) =
+                args.reference.as_ref().map(|_| "--ref").or(args.platform.as_ref().map(|_| "--platform"))
+            {
+                return Err(exit::usage(format!("{option} is for archives of images, and this is one of files")));
+            }
+            let receive = |stage: &Stage, unpacked: &Scratch| receive(source, stage, unpacked, args.limits);
+            take_in(store, name, "sheep-images import", receive, |_| Ok(state::now()))
+        }
+        Kind::Image => {
+            let stage = Stage::new(store)?;
+            let files = Files::archive(files::seekable(source, codec, || stage.spool())?)?;
+            image::take_in(store, name, &files, wanted, args.limits, stage)
+        }
     }
 }
 

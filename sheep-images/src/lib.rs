@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod interrupt;
 pub mod ls;
 pub mod oci;
+pub mod parallel;
 pub mod reference;
 pub mod rm;
 pub mod scratch;

@@ -13,6 +13,8 @@ mod crash;
 mod formats;
 #[path = "cli/hostile.rs"]
 mod hostile;
+#[path = "cli/images.rs"]
+mod images;
 #[path = "cli/layers.rs"]
 mod layers;
 #[path = "cli/store.rs"]

@@ -35,9 +35,9 @@ use crate::reference::{Name, Reference};
 use crate::scratch::Scratch;
 
 /// Manifests and configurations are read whole; no real one is nearly as long.
-const DOCUMENT_MAX: u64 = 8 << 20;
+pub const DOCUMENT_MAX: u64 = 8 << 20;
 /// An index may point to an index, but not for ever.
-const INDEX_DEPTH: u32 = 4;
+pub const INDEX_DEPTH: u32 = 4;
 
 /// The store of a data directory.
 #[derive(Debug)]
@@ -363,7 +363,8 @@ pub fn familiar(ref_name: &str) -> String {
     Name::parse(ref_name).map_or_else(|_| ref_name.to_owned(), |name| name.familiar())
 }
 
-fn choose<'a>(index: &'a Index, host: &Platform) -> Option<&'a Descriptor> {
+/// Of an index for several platforms, the image for one.
+pub fn choose<'a>(index: &'a Index, host: &Platform) -> Option<&'a Descriptor> {
     let is = |d: &Descriptor, key: &str, want: &str| {
         d.platform.as_ref().and_then(|p| p.get(key)).and_then(Value::as_str) == Some(want)
     };

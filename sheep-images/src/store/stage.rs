@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sheep_overlay::state::{self, Durability};
 
@@ -51,9 +51,27 @@ impl Stage {
 
     /// Opens the file into which the layer's blob goes.
     pub fn layer(&self) -> Result<File> {
-        let path = self.file("layer");
-        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        self.create("layer")
+    }
+
+    /// Makes a file of the stage, for reading and writing.
+    pub fn create(&self, name: &str) -> Result<File> {
+        let path = self.file(name);
+        let opened = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         opened.with_context(|| path.display().to_string())
+    }
+
+    /// Makes a file of the stage that has no name any more.
+    pub fn spool(&self) -> Result<File> {
+        let file = self.create("spool")?;
+        fs::remove_file(self.file("spool")).with_context(|| self.file("spool").display().to_string())?;
+        Ok(file)
+    }
+
+    /// Writes a file of the stage whole.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.file(name);
+        state::write_atomic(&path, bytes, Durability::Rebuildable).with_context(|| path.display().to_string())
     }
 
     /// Lists what a crash from here on may leave without use.
@@ -80,23 +98,42 @@ impl Stage {
             layers: vec![Descriptor::new(&media_type, layer.digest.clone(), layer.size)],
         })?;
         let image = Descriptor::new(oci::MANIFEST, Digest::of(&manifest), manifest.len() as u64);
-        let blobs = [("layer", &layer.digest), ("config", &config_descriptor.digest), ("manifest", &image.digest)];
-        for (file, bytes) in [("config", config), ("manifest", &manifest)] {
-            let path = self.file(file);
-            state::write_atomic(&path, bytes, Durability::Rebuildable).with_context(|| path.display().to_string())?;
-        }
+        self.write("config", config)?;
+        self.write("manifest", &manifest)?;
+        let blobs =
+            [("layer", layer.digest.clone()), ("config", config_descriptor.digest), ("manifest", image.digest.clone())];
+        let blobs = blobs.map(|(file, digest)| (file.to_owned(), digest));
+        self.publish_image(store, name, &image, blobs.into(), vec![(unpacked, layer.diff_id.clone())], Vec::new())
+    }
+
+    /// Puts an image in the store: its new blobs are files of the stage, its new layers are unpacked; the store must have
+    /// those `reused` still. Returns the image's descriptor, named.
+    pub fn publish_image(
+        self,
+        store: &Store,
+        name: &Name,
+        image: &Descriptor,
+        blobs: Vec<(String, Digest)>,
+        layers: Vec<(Scratch, Digest)>,
+        reused: Vec<Digest>,
+    ) -> Result<Descriptor> {
         self.set_candidates(&Candidates {
-            blobs: blobs.iter().map(|(_, digest)| (*digest).clone()).collect(),
-            layers: vec![layer.diff_id.clone()],
+            blobs: blobs.iter().map(|(_, digest)| digest.clone()).collect(),
+            layers: layers.iter().map(|(_, diff_id)| diff_id.clone()).collect(),
         })?;
-        // The one sync for the blobs and the layer: they must be on the disk before anything points to them.
-        rustix::fs::syncfs(unpacked.fd()).context("sync")?;
+        // The one sync for the blobs and the layers: they must be on the disk before anything points to them.
+        rustix::fs::syncfs(self.scratch.fd()).context("sync")?;
         let _commit = interrupt::commit();
         let _lock = store.lock()?;
-        let result = self.publish(store, name, &image, &blobs);
+        if let Some(gone) = reused.iter().find(|digest| !store.blob(digest).is_file()) {
+            bail!("layer {gone} was removed meanwhile; import the image again");
+        }
+        let result = self.publish(store, name, image, &blobs);
         match result {
             Ok(named) => {
-                unpacked.move_to(&store.layer_dir(&layer.diff_id))?;
+                for (unpacked, diff_id) in layers {
+                    unpacked.move_to(&store.layer_dir(&diff_id))?;
+                }
                 Ok(named)
             }
             Err(error) => {
@@ -107,7 +144,13 @@ impl Stage {
         }
     }
 
-    fn publish(&self, store: &Store, name: &Name, image: &Descriptor, blobs: &[(&str, &Digest)]) -> Result<Descriptor> {
+    fn publish(
+        &self,
+        store: &Store,
+        name: &Name,
+        image: &Descriptor,
+        blobs: &[(String, Digest)],
+    ) -> Result<Descriptor> {
         let mut index = store.index()?;
         for (file, digest) in blobs {
             let place = store.blob(digest);

@@ -18,6 +18,7 @@ use sheep_overlay::exit;
 
 use crate::cli::{LimitArgs, Unpack};
 use crate::oci::{Descriptor, Digest};
+use crate::parallel;
 use crate::scratch::Scratch;
 use crate::store::{LoadedImage, Store};
 use crate::stream::{Stream, Summary};
@@ -28,10 +29,10 @@ pub use extract::LeftOut;
 pub fn run(store: &Store, args: &Unpack) -> Result<()> {
     let work = || -> Result<LoadedImage> {
         let image = store.find(&args.reference)?;
+        let layers: Vec<(&Descriptor, &Digest)> = image.layers().collect();
+        let done = parallel::each(&layers, |_, (descriptor, diff_id)| ensure(store, descriptor, diff_id, args.limits))?;
         let mut left_out = LeftOut::default();
-        for (descriptor, diff_id) in image.layers() {
-            left_out += ensure(store, descriptor, diff_id, args.limits)?;
-        }
+        done.into_iter().for_each(|one| left_out += one);
         tell_left_out(&format!("unpack {}", args.reference), left_out);
         Ok(image)
     };
