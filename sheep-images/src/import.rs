@@ -118,7 +118,8 @@ pub fn receive(
     unpacked: &Scratch,
     limits: LimitArgs,
 ) -> Result<(Summary, LeftOut)> {
-    unpack::receive(Stream::start(source, Some(stage.layer()?)), unpacked.fd(), limits)
+    let received = unpack::receive(Stream::start(source, Some(stage.layer()?)), unpacked.fd(), limits)?;
+    Ok((received.summary, received.left_out))
 }
 
 /// Makes an image of one layer, which `receive` puts into a stage and a scratch directory. Whatever fails on the way,

@@ -230,6 +230,18 @@ pub struct RootFs {
     pub diff_ids: Vec<Digest>,
 }
 
+/// The chainIDs of layers, bottom first (config.md, "Layer ChainID"): each names a layer with all that it lies on.
+pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        chain.push(match chain.last() {
+            Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+            None => diff_id.clone(),
+        });
+    }
+    chain
+}
+
 /// The configuration of an image that this tool makes: one layer, a shell, the usual PATH.
 pub fn new_config(platform: &Platform, diff_id: &Digest, created: &str, created_by: &str) -> Value {
     json!({

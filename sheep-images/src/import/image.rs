@@ -16,7 +16,7 @@ use crate::scratch::Scratch;
 use crate::store::stage::Stage;
 use crate::store::{DOCUMENT_MAX, INDEX_DEPTH, Store, choose, familiar};
 use crate::stream::{Stream, Summary};
-use crate::unpack::{self, LeftOut};
+use crate::unpack::{self, LeftOut, Received, Unpacked};
 
 /// What is asked for, where there are several images.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ struct Taken {
     size: u64,
     media_type: String,
     /// The file in the stage and the directory; none where the store had both.
-    new: Option<(String, Scratch)>,
+    new: Option<(String, Unpacked)>,
     left_out: LeftOut,
 }
 
@@ -103,13 +103,22 @@ pub fn take_in(
             (Descriptor::new(oci::MANIFEST, Digest::of(&manifest), manifest.len() as u64), manifest)
         }
     };
+    let chain_ids = oci::chain_ids(&plan.layers.iter().map(|layer| layer.diff_id.clone()).collect::<Vec<_>>());
     let reused = taken.iter().filter(|taken| taken.new.is_none()).map(|taken| taken.digest.clone()).collect();
     let mut blobs: Vec<(String, Digest)> = Vec::new();
     let mut layers = Vec::new();
-    for (layer, taken) in distinct.iter().zip(&mut taken) {
-        if let Some((file, unpacked)) = taken.new.take() {
-            blobs.push((file, taken.digest.clone()));
-            layers.push((unpacked, layer.diff_id.clone()));
+    let mut below = Vec::new();
+    for (layer, chain_id) in plan.layers.iter().zip(&chain_ids) {
+        let one = &mut taken[first[&layer.diff_id]];
+        match one.new.take() {
+            Some((file, unpacked)) => {
+                blobs.push((file, one.digest.clone()));
+                let place = unpacked.complete(&below, &layer.diff_id, chain_id)?;
+                below.push(unpacked.scratch.path().to_path_buf());
+                layers.push((unpacked.scratch, place));
+            }
+            // One that the store has and that does not fit here is left to 'unpack'.
+            None => below.extend(store.layer_path(&layer.diff_id, chain_id, &below)?),
         }
     }
     for (file, bytes, digest) in
@@ -142,9 +151,9 @@ fn one_layer(
         }
     }
     let file = format!("layer{number}");
-    let unpacked = Scratch::new(&store.layers())?;
+    let scratch = Scratch::new(&store.layers())?;
     let stream = Stream::start(source, Some(stage.create(&file)?));
-    let (summary, left_out) = unpack::receive(stream, unpacked.fd(), limits)?;
+    let Received { summary, left_out, implied } = unpack::receive(stream, scratch.fd(), limits)?;
     let Summary { codec, digest, size, diff_id } = summary;
     if let Some(descriptor) = &layer.descriptor
         && descriptor.digest != digest
@@ -155,7 +164,7 @@ fn one_layer(
         bail!("unpacked it is {diff_id}, and the image says {}", layer.diff_id);
     }
     let media_type = format!("{}{}", oci::LAYER, codec.media_suffix());
-    Ok(Taken { digest, size, media_type, new: Some((file, unpacked)), left_out })
+    Ok(Taken { digest, size, media_type, new: Some((file, Unpacked { scratch, implied })), left_out })
 }
 
 fn blob_name(digest: &Digest) -> String {

@@ -5,6 +5,7 @@
 //! images/.lock                                          exclusive: to change the index, and what goes with that
 //! images/.tmp-…/                                        blobs being written, and `candidates` (see [`stage`])
 //! layers/sha256/<hex of diffID>/                        an unpacked layer
+//! layers/sha256/<hex of chainID>/                       one completed for the layers below it (see unpack/implied.rs)
 //! layers/sha256/.tmp-…/                                 a layer being unpacked or deleted
 //! ```
 //!
@@ -33,6 +34,7 @@ use crate::interrupt;
 use crate::oci::{self, Config, Descriptor, Digest, Index, Manifest, ManifestOrIndex};
 use crate::reference::{Name, Reference};
 use crate::scratch::Scratch;
+use crate::unpack::implied;
 
 /// Manifests and configurations are read whole; no real one is nearly as long.
 pub const DOCUMENT_MAX: u64 = 8 << 20;
@@ -63,6 +65,11 @@ impl LoadedImage {
         self.manifest.layers.iter().zip(&self.config.rootfs.diff_ids)
     }
 
+    /// The chainIDs of the layers, bottom first.
+    pub fn chain_ids(&self) -> Vec<Digest> {
+        oci::chain_ids(&self.config.rootfs.diff_ids)
+    }
+
     /// When the image was made, as its configuration says.
     pub fn created(&self) -> Option<&str> {
         self.config.created.as_deref()
@@ -74,7 +81,7 @@ impl LoadedImage {
 pub struct Uses {
     /// Blobs.
     pub blobs: BTreeSet<Digest>,
-    /// Unpacked layers, by diffID.
+    /// Unpacked layers, by diffID or chainID.
     pub layers: BTreeSet<Digest>,
 }
 
@@ -143,6 +150,16 @@ impl Store {
     /// The directory of an unpacked layer, whether it is there or not.
     pub fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
         self.root.layers().join(diff_id.hex())
+    }
+
+    /// Where a layer is unpacked that is to lie on those `below` (bottom first): completed for that chain, or as it is for
+    /// all; `None` where it is not.
+    pub fn layer_path(&self, diff_id: &Digest, chain_id: &Digest, below: &[PathBuf]) -> Result<Option<PathBuf>> {
+        let (of_chain, of_all) = (self.layer_dir(chain_id), self.layer_dir(diff_id));
+        if of_chain.is_dir() {
+            return Ok(Some(of_chain));
+        }
+        Ok(if of_all.is_dir() && implied::fits(&of_all, below)? { Some(of_all) } else { None })
     }
 
     /// Deletes a blob; absent is fine. The caller holds the lock, and knows that no image needs it.
@@ -221,19 +238,19 @@ impl Store {
 
     /// The document of an image.
     pub fn document(&self, image: &LoadedImage) -> Result<Document> {
-        let layers = image
-            .layers()
-            .map(|(descriptor, diff_id)| {
-                let path = self.layer_dir(diff_id);
-                Layer {
-                    digest: descriptor.digest.to_string(),
-                    diff_id: diff_id.to_string(),
-                    media_type: descriptor.media_type.clone(),
-                    size: descriptor.size,
-                    path: path.is_dir().then_some(DocPath(path)),
-                }
-            })
-            .collect();
+        let mut below = Vec::new();
+        let mut layers = Vec::new();
+        for ((descriptor, diff_id), chain_id) in image.layers().zip(image.chain_ids()) {
+            let path = self.layer_path(diff_id, &chain_id, &below)?;
+            below.extend(path.clone());
+            layers.push(Layer {
+                digest: descriptor.digest.to_string(),
+                diff_id: diff_id.to_string(),
+                media_type: descriptor.media_type.clone(),
+                size: descriptor.size,
+                path: path.map(DocPath),
+            });
+        }
         let mut document = Document::default();
         document.set(
             "image",
@@ -250,7 +267,7 @@ impl Store {
 
     /// Puts a freshly unpacked layer in its place, unless the image was removed meanwhile; then it is deleted, and that
     /// is an error.
-    pub fn keep_layer(&self, scratch: Scratch, blob: &File, layer: &Descriptor, diff_id: &Digest) -> Result<()> {
+    pub fn keep_layer(&self, scratch: Scratch, blob: &File, layer: &Descriptor, place: &Digest) -> Result<()> {
         let _commit = interrupt::commit();
         let _lock = self.lock()?;
         let inode = |m: fs::Metadata| (m.dev(), m.ino());
@@ -258,7 +275,7 @@ impl Store {
         if fs::metadata(self.blob(&layer.digest)).map(inode).ok() != Some(ours) {
             return Err(exit::not_found("the image was removed meanwhile"));
         }
-        scratch.move_to(&self.layer_dir(diff_id))
+        scratch.move_to(&self.layer_dir(place))
     }
 
     /// What the images of an index need. Where an image is damaged that cannot be told, and is an error.
@@ -296,7 +313,10 @@ impl Store {
                 uses.blobs.insert(manifest.config.digest.clone());
                 uses.blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
                 match self.read_blob(&manifest.config).and_then(|bytes| parse::<Config>(&bytes)) {
-                    Ok(config) => uses.layers.extend(config.rootfs.diff_ids),
+                    Ok(config) => {
+                        uses.layers.extend(oci::chain_ids(&config.rootfs.diff_ids));
+                        uses.layers.extend(config.rootfs.diff_ids);
+                    }
                     Err(_) if lenient => (),
                     Err(e) => return Err(e).with_context(|| format!("image {}", descriptor.digest)),
                 }

@@ -47,8 +47,13 @@ impl std::ops::AddAssign for LeftOut {
     }
 }
 
-/// Reads the archive to its end, makes all its members beneath `root`, and gives back what could not be kept.
-pub fn extract<R: BufRead>(archive: &mut Archive<R>, root: BorrowedFd<'_>, limits: LimitArgs) -> Result<LeftOut> {
+/// Reads the archive to its end, makes all its members beneath `root`, and gives back what could not be kept, and the
+/// directories that it made without being told to, sorted; the root among them is the empty path.
+pub fn extract<R: BufRead>(
+    archive: &mut Archive<R>,
+    root: BorrowedFd<'_>,
+    limits: LimitArgs,
+) -> Result<(LeftOut, Vec<Vec<u8>>)> {
     let mut extraction = Extraction {
         root,
         limits,
@@ -66,8 +71,8 @@ pub fn extract<R: BufRead>(archive: &mut Archive<R>, root: BorrowedFd<'_>, limit
     while let Some(member) = archive.next_member()? {
         extraction.member(archive, &member).with_context(|| format!("member {}", shown(&member.name)))?;
     }
-    extraction.finish()?;
-    Ok(extraction.left_out)
+    let implied = extraction.finish()?;
+    Ok((extraction.left_out, implied))
 }
 
 struct Extraction<'a> {
@@ -97,16 +102,18 @@ struct Attributes {
     gid: u32,
     mtime: (i64, u32),
     xattrs: Vec<Xattr>,
+    /// No member says so.
+    implied: bool,
 }
 
 impl Attributes {
     fn of(member: &Member) -> Self {
         let Member { mode, uid, gid, mtime, ref xattrs, .. } = *member;
-        Attributes { mode, uid, gid, mtime, xattrs: xattrs.clone() }
+        Attributes { mode, uid, gid, mtime, xattrs: xattrs.clone(), implied: false }
     }
 
     fn of_implied_directory() -> Self {
-        Attributes { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0), xattrs: Vec::new() }
+        Attributes { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0), xattrs: Vec::new(), implied: true }
     }
 
     fn times(&self) -> Timestamps {
@@ -352,7 +359,7 @@ impl Extraction<'_> {
     }
 
     /// Links whose target came after them, then the directories, deepest first.
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self) -> Result<Vec<Vec<u8>>> {
         for member in std::mem::take(&mut self.late_links) {
             let context = || format!("member {}", shown(&member.name));
             let path = resolve::clean(&member.name).with_context(context)?;
@@ -368,12 +375,13 @@ impl Extraction<'_> {
             }
         }
         self.parents.clear();
-        for (path, attributes) in std::mem::take(&mut self.directories).iter().rev() {
+        let directories = std::mem::take(&mut self.directories);
+        for (path, attributes) in directories.iter().rev() {
             let context = || format!("directory {}", shown(path));
             let fd = resolve::open_plain(self.root, path, OFlags::RDONLY).with_context(context)?;
             self.set(Target::Open(fd.as_fd()), attributes).with_context(context)?;
         }
-        Ok(())
+        Ok(directories.into_iter().filter(|(_, attributes)| attributes.implied).map(|(path, _)| path).collect())
     }
 
     /// Sets owner, mode, extended attributes and times, in this order: a new owner takes setuid bits and capabilities

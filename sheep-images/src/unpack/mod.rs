@@ -5,13 +5,16 @@ pub mod archive;
 pub mod attributes;
 pub mod extract;
 pub mod header;
+pub mod implied;
 pub mod pax;
 pub mod resolve;
 pub mod sparse;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufRead;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use sheep_overlay::exit;
@@ -29,10 +32,7 @@ pub use extract::LeftOut;
 pub fn run(store: &Store, args: &Unpack) -> Result<()> {
     let work = || -> Result<LoadedImage> {
         let image = store.find(&args.reference)?;
-        let layers: Vec<(&Descriptor, &Digest)> = image.layers().collect();
-        let done = parallel::each(&layers, |_, (descriptor, diff_id)| ensure(store, descriptor, diff_id, args.limits))?;
-        let mut left_out = LeftOut::default();
-        done.into_iter().for_each(|one| left_out += one);
+        let left_out = ensure(store, &image, args.limits)?;
         tell_left_out(&format!("unpack {}", args.reference), left_out);
         Ok(image)
     };
@@ -40,46 +40,154 @@ pub fn run(store: &Store, args: &Unpack) -> Result<()> {
     store.document(&image)?.print("image", args.print.print.as_deref())
 }
 
-/// Unpacks a layer unless that is done. Of two processes that want it at once one works, and the other waits for it.
-fn ensure(store: &Store, layer: &Descriptor, diff_id: &Digest, limits: LimitArgs) -> Result<LeftOut> {
-    if store.layer_dir(diff_id).is_dir() {
-        return Ok(LeftOut::default());
+/// A layer that was unpacked, and is not in its place yet.
+#[derive(Debug)]
+pub struct Unpacked {
+    /// Where it is.
+    pub scratch: Scratch,
+    /// Directories that its archive did not name.
+    pub implied: Vec<Vec<u8>>,
+}
+
+impl Unpacked {
+    /// Makes it fit to lie on these layers (bottom first), and gives the digest that it is to be stored by.
+    pub fn complete(&self, below: &[PathBuf], diff_id: &Digest, chain_id: &Digest) -> Result<Digest> {
+        let changed = implied::complete(self.scratch.fd(), &self.implied, below)?;
+        Ok(if changed { chain_id.clone() } else { diff_id.clone() })
     }
-    let blob_path = store.blob(&layer.digest);
-    let context = || format!("layer {}", layer.digest);
-    let blob = File::open(&blob_path).with_context(|| blob_path.display().to_string()).with_context(context)?;
-    // The lock of a layer is on its blob, which is there as long as anybody can want the layer.
-    blob.lock().with_context(context)?;
-    if store.layer_dir(diff_id).is_dir() {
-        return Ok(LeftOut::default());
+}
+
+/// Unpacks the layers of an image that are not. Of two processes that want one at once one works, and the other waits
+/// for it.
+fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs) -> Result<LeftOut> {
+    let layers: Vec<Placed<'_>> = image
+        .layers()
+        .zip(image.chain_ids())
+        .map(|((descriptor, diff_id), chain_id)| Placed { descriptor, diff_id, chain_id })
+        .collect();
+    let mut left_out = LeftOut::default();
+    if paths(store, &layers)?.is_some() {
+        return Ok(left_out);
     }
-    let scratch = Scratch::new(&store.layers())?;
-    let source = blob.try_clone().with_context(context)?;
-    let (summary, left_out) = receive(Stream::start(source, None), scratch.fd(), limits).with_context(context)?;
-    if summary.digest != layer.digest {
-        bail!(
-            "layer {}: what is stored has the digest {}; import or fetch the image again",
-            layer.digest,
-            summary.digest
-        );
+    // The lock of a layer is on its blob, which is there as long as anybody can want the layer. All take them in one order.
+    let mut wanted: Vec<&Placed<'_>> = layers.iter().collect();
+    wanted.sort_by_key(|layer| &layer.descriptor.digest);
+    wanted.dedup_by_key(|layer| &layer.descriptor.digest);
+    let blobs = wanted.into_iter().map(|layer| Ok((&layer.descriptor.digest, lock(store, layer.descriptor)?)));
+    let blobs: HashMap<&Digest, File> = blobs.collect::<Result<_>>()?;
+    // Each is unpacked once, at the first place in the image that has nothing that fits.
+    let mut below = Vec::new();
+    let mut missing: Vec<&Placed<'_>> = Vec::new();
+    for layer in &layers {
+        match store.layer_path(layer.diff_id, &layer.chain_id, &below)? {
+            Some(path) if missing.is_empty() => below.push(path),
+            // On what is not there yet it cannot be told whether one that is there fits; mostly it does.
+            _ if !missing.is_empty() && store.layer_dir(layer.diff_id).is_dir() => {}
+            _ if missing.iter().any(|other| other.diff_id == layer.diff_id) => {}
+            _ => missing.push(layer),
+        }
     }
-    if summary.diff_id != *diff_id {
-        bail!("layer {}: unpacked it is {}, and the image says {diff_id}", layer.digest, summary.diff_id);
+    let unpacked = parallel::each(&missing, |_, layer| unpack(store, layer, &blobs, limits))?;
+    let mut unpacked: HashMap<&Digest, Unpacked> = missing
+        .iter()
+        .map(|layer| layer.diff_id)
+        .zip(unpacked.into_iter().map(|(one, lost)| {
+            left_out += lost;
+            one
+        }))
+        .collect();
+    let mut below: Vec<PathBuf> = Vec::new();
+    for layer in &layers {
+        let mut path = store.layer_path(layer.diff_id, &layer.chain_id, &below)?;
+        if path.is_none() {
+            let one = match unpacked.remove(layer.diff_id) {
+                Some(one) => one,
+                None => unpack(store, layer, &blobs, limits)?.0,
+            };
+            let digest = one.complete(&below, layer.diff_id, &layer.chain_id)?;
+            rustix::fs::syncfs(one.scratch.fd()).context("sync")?;
+            let blob = blobs.get(&layer.descriptor.digest).context("a layer without a blob")?;
+            store.keep_layer(one.scratch, blob, layer.descriptor, &digest)?;
+            path = Some(store.layer_dir(&digest));
+        }
+        below.extend(path);
     }
-    rustix::fs::syncfs(scratch.fd()).context("sync")?;
-    store.keep_layer(scratch, &blob, layer, diff_id)?;
     Ok(left_out)
 }
 
+/// A layer at its place in an image.
+struct Placed<'a> {
+    descriptor: &'a Descriptor,
+    diff_id: &'a Digest,
+    chain_id: Digest,
+}
+
+/// Where all layers are; `None` where one is missing.
+fn paths(store: &Store, layers: &[Placed<'_>]) -> Result<Option<Vec<PathBuf>>> {
+    let mut below = Vec::new();
+    for layer in layers {
+        let Some(path) = store.layer_path(layer.diff_id, &layer.chain_id, &below)? else { return Ok(None) };
+        below.push(path);
+    }
+    Ok(Some(below))
+}
+
+fn lock(store: &Store, layer: &Descriptor) -> Result<File> {
+    let path = store.blob(&layer.digest);
+    let context = || format!("layer {}", layer.digest);
+    let blob = File::open(&path).with_context(|| path.display().to_string()).with_context(context)?;
+    blob.lock().with_context(context)?;
+    Ok(blob)
+}
+
+fn unpack(
+    store: &Store,
+    layer: &Placed<'_>,
+    blobs: &HashMap<&Digest, File>,
+    limits: LimitArgs,
+) -> Result<(Unpacked, LeftOut)> {
+    let Placed { descriptor, diff_id, .. } = layer;
+    let context = || format!("layer {}", descriptor.digest);
+    let scratch = Scratch::new(&store.layers())?;
+    let blob = blobs.get(&descriptor.digest).context("a layer without a blob")?;
+    // A position of its own: another place of the image may have the same blob.
+    let source = File::open(format!("/proc/self/fd/{}", blob.as_raw_fd())).with_context(context)?;
+    let received = receive(Stream::start(source, None), scratch.fd(), limits).with_context(context)?;
+    let Received { summary, left_out, implied } = received;
+    if summary.digest != descriptor.digest {
+        bail!(
+            "layer {}: what is stored has the digest {}; import or fetch the image again",
+            descriptor.digest,
+            summary.digest
+        );
+    }
+    if summary.diff_id != **diff_id {
+        bail!("layer {}: unpacked it is {}, and the image says {diff_id}", descriptor.digest, summary.diff_id);
+    }
+    Ok((Unpacked { scratch, implied }, left_out))
+}
+
+/// A layer's archive that was taken in.
+#[derive(Debug)]
+pub struct Received {
+    /// What it was.
+    pub summary: Summary,
+    /// What of it could not be kept.
+    pub left_out: LeftOut,
+    /// Directories that it did not name.
+    pub implied: Vec<Vec<u8>>,
+}
+
 /// Takes a layer's archive in, to its very end, and unpacks it beneath `root`.
-pub fn receive(stream: Stream, root: BorrowedFd<'_>, limits: LimitArgs) -> Result<(Summary, LeftOut)> {
+pub fn receive(stream: Stream, root: BorrowedFd<'_>, limits: LimitArgs) -> Result<Received> {
     let mut archive = Archive::new(stream);
-    let left_out = extract::extract(&mut archive, root, limits)?;
+    let (left_out, implied) = extract::extract(&mut archive, root, limits)?;
     let mut stream = archive.into_input();
     if !stream.fill_buf()?.is_empty() {
         bail!("something follows the end of the archive");
     }
-    Ok((stream.finish()?, left_out))
+    implied::note(root, &implied);
+    Ok(Received { summary: stream.finish()?, left_out, implied })
 }
 
 /// Says in one line what an unpacked layer has not got.

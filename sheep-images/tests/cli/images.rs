@@ -21,7 +21,7 @@ fn make(world: &World) {
 fn listing(world: &World, dir: &str) -> String {
     world
         .sh(&format!(
-            "cd {dir} && find . -type d -printf '%p %m %U:%G\\n' | sort && find . ! -type d -printf '%p %y %m %U:%G %s %T@ %n %l\\n' | sort && \
+            "cd {dir} && find . -type d -printf '%p %m %U:%G %T@\\n' | sort && find . ! -type d -printf '%p %y %m %U:%G %s %T@ %n %l\\n' | sort && \
              find . -type f -exec sha256sum {{}} + | sort"
         ))
         .ok()
@@ -187,4 +187,59 @@ fn what_is_not_as_it_says_is_refused() {
     world.sh("sheep-images import x blobs.tar").fails(1, "neither index.json (an OCI layout) nor manifest.json");
     world.sh("sheep-images import x blobs.tar --format rootfs && sheep-images rm x").ok();
     world.sh("sheep-images import x blobs.tar --format rootfs --ref y").fails(2, "--ref is for archives of images");
+}
+
+#[test]
+fn directories_that_a_layer_does_not_name_are_as_the_layers_below_have_them() {
+    let world = World::root();
+    // Two bases whose directories differ, and one layer on each that names none of its directories.
+    world
+        .sh(r#"set -e; mkdir one two top; for i in one two; do mkdir -p $i/d/e $i/tmp; cp -a /bin/busybox $i/; done; chmod 1777 one/tmp; chmod 2750 one/d; chown 12:34 one/d
+            setfattr -n user.k -v v one/d/e; touch -d 2001-02-03 one/d/e one/d one/tmp; chmod 555 one; mkdir -p top/d/e top/tmp top/new/deep; echo f > top/d/e/f; echo t > top/tmp/t; echo n > top/new/deep/n
+            tar -C one --xattrs --format=posix -cf one.tar .; tar -C two --format=posix -cf two.tar .; tar -C top --format=posix -cf top.tar d/e/f tmp/t new/deep/n
+            umoci init --layout img; for i in one two; do umoci new --image img:$i; umoci raw add-layer --image img:$i $i.tar; umoci raw add-layer --image img:$i top.tar; umoci unpack --image img:$i b-$i; done"#)
+        .ok();
+    let want = |name: &str| {
+        let listing = world.sh(&format!("cd b-{name}/rootfs && stat -c '%n %a %u:%g' . && find d tmp -type d -printf '%p %m %U:%G %TY\\n' && getfattr -d d/e && find . -type f | sort")).ok();
+        // What umoci makes anew is of the time of its making.
+        listing.lines().filter(|line| !line.contains("/2026")).collect::<Vec<_>>().join("\n")
+    };
+    let have = |name: &str| {
+        world.sh(&format!("l=$(sheep-images unpack {name} | jq -r '[.image.layers[].path] | reverse | join(\":\")'); mkdir -p up-{name} wk-{name} m-{name}; mount -t overlay -o lowerdir=$l,upperdir=up-{name},workdir=wk-{name} none m-{name}")).ok();
+        let listing = world.sh(&format!("l=$(sheep-images unpack {name} | jq -r '.image.layers[1].path'); cd m-{name} && stat -c '%n %a %u:%g' $l | sed 's,^/[^ ]*,.,' && find d tmp -type d -printf '%p %m %U:%G %TY\\n' && getfattr -d d/e && find . -type f | sort")).ok();
+        world.sh(&format!("umount m-{name}")).ok();
+        listing
+    };
+    // Imported together, and the second while the store has the layer of the first.
+    for (first, second) in [("one", "two"), ("two", "one")] {
+        world
+            .sh(&format!(
+                "sheep-images import {first} img --ref {first} && sheep-images import {second} img --ref {second}"
+            ))
+            .ok();
+        for name in [first, second] {
+            let (want, have) = (want(name), have(name));
+            // umoci changes the times of directories that it puts something in; the layers below know them.
+            let plain = |text: &str| {
+                text.lines()
+                    .map(|line| line.trim_end_matches(" 2001").trim_end_matches(" 2026").to_owned())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(plain(&have), plain(&want), "{name} after {first}");
+            assert!(name != "one" || have.contains("d/e 755 0:0 2001"), "{have}");
+        }
+        // The base once for each, the layer once for each chain that it is completed for.
+        let paths = world
+            .sh("for i in one two; do sheep-images unpack $i | jq -r '.image.layers[].path'; done | sort -u | wc -l")
+            .ok();
+        assert_eq!(paths, "4");
+        world.sh("sheep-images rm one && sheep-images unpack two && sheep-images rm two").ok();
+        world.assert_empty();
+    }
+    // The usual layer names them all, and is there once.
+    world.sh("tar -C top --format=posix -cf named.tar d tmp new; for i in one two; do umoci new --image img:n$i; umoci raw add-layer --image img:n$i $i.tar; umoci raw add-layer --image img:n$i named.tar; sheep-images import n$i img --ref n$i; done").ok();
+    let paths = world
+        .sh("for i in none ntwo; do sheep-images unpack $i | jq -r '.image.layers[1].path'; done | sort -u | wc -l")
+        .ok();
+    assert_eq!(paths, "2", "the root of the one base is closed, and no layer names it");
 }
