@@ -27,6 +27,8 @@ pub enum Verb {
     Bootstrap(Bootstrap),
     /// Get an image in: an OCI layout, what 'docker save' made, or the archive of a root file system
     Import(Import),
+    /// Print an image as an archive of an OCI layout, which skopeo, podman, docker and umoci take
+    Export(Export),
     /// Unpack an image's layers, where that is not done yet, and print its document
     Unpack(Unpack),
     /// List the images
@@ -76,6 +78,14 @@ pub struct Import {
     /// What is printed.
     #[command(flatten)]
     pub print: Print,
+}
+
+/// `export`
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
+    #[arg(value_name = "REF")]
+    pub reference: String,
 }
 
 /// `--format`

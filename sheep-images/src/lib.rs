@@ -6,6 +6,7 @@ pub mod bootstrap;
 pub mod cli;
 pub mod codec;
 pub mod doc;
+pub mod export;
 pub mod import;
 pub mod inspect;
 pub mod interrupt;
@@ -31,6 +32,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match &cli.verb {
         Verb::Bootstrap(args) => bootstrap::run(&store, args),
         Verb::Import(args) => import::run(&store, args),
+        Verb::Export(args) => export::run(&store, args),
         Verb::Unpack(args) => unpack::run(&store, args),
         Verb::Ls(args) => ls::run(&store, args),
         Verb::Inspect(args) => inspect::run(&store, args),

@@ -243,3 +243,31 @@ fn directories_that_a_layer_does_not_name_are_as_the_layers_below_have_them() {
         .ok();
     assert_eq!(paths, "2", "the root of the one base is closed, and no layer names it");
 }
+
+#[test]
+fn an_image_is_sent_out_as_it_came() {
+    let world = World::root();
+    make(&world);
+    let digest = world.sh("sheep-images import app img --print digest").ok();
+    world.sh("sheep-images export app > out.tar && sheep-images export app | cmp - out.tar").ok();
+    assert_eq!(world.sh("skopeo inspect oci-archive:out.tar | jq -r .Digest").ok(), digest);
+    assert_eq!(world.sh("tar -tf out.tar | head -2").ok(), "oci-layout\nindex.json");
+    // Other stores, without a file between them; and all of it again.
+    assert_eq!(
+        world.sh("sheep-images export app | sheep-images --root other import b - --print digest && sheep-images --root other export b | sheep-images --root third import app - >/dev/null && sheep-images --root third export app | cmp - out.tar").ok(),
+        digest
+    );
+    world
+        .sh("set -e; mkdir layout; tar -C layout -xf out.tar; umoci unpack --image layout:app:latest again 2>/dev/null || umoci unpack --image layout:$(umoci ls --layout layout | head -1) again; diff -r --no-dereference bundle/rootfs/etc again/rootfs/etc")
+        .ok();
+    let loaded = world
+        .sh("podman() { command podman --root $PWD/store --runroot $PWD/run --storage-driver vfs \"$@\"; }; podman load -q -i out.tar >/dev/null && podman images --digests --format '{{.Digest}}'")
+        .ok();
+    assert_eq!(loaded, digest);
+    world.sh("sheep-images export nothing").fails(3, "no such image");
+    world.sh("sheep-images export app | head -c 100 >/dev/null; exit ${PIPESTATUS[0]}").ok();
+    // What is damaged is no whole archive.
+    world.sh("b=data/images/blobs/sha256/$(sheep-images inspect app | jq -r '.image.layers[0].digest' | cut -d: -f2); printf x | dd of=$b bs=1 seek=30 conv=notrunc status=none").ok();
+    world.sh("sheep-images export app > broken.tar").fails(1, "is damaged");
+    assert_ne!(world.sh("skopeo inspect oci-archive:broken.tar").code, 0);
+}
