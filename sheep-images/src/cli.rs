@@ -27,6 +27,8 @@ pub enum Verb {
     Bootstrap(Bootstrap),
     /// Get an image in: an OCI layout, what 'docker save' made, or the archive of a root file system
     Import(Import),
+    /// Make an image of a document's image and the changes in its overlay
+    Commit(Commit),
     /// Print an image as an archive of an OCI layout, which skopeo, podman, docker and umoci take
     Export(Export),
     /// Unpack an image's layers, where that is not done yet, and print its document
@@ -75,6 +77,47 @@ pub struct Import {
     /// How much is too much.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// What is printed.
+    #[command(flatten)]
+    pub print: Print,
+}
+
+/// `commit`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The document is one with an image and an overlay on it: sheep-images unpack IMAGE | sheep-overlay mount - \
+prints one, and so does sheep-run inspect."
+)]
+pub struct Commit {
+    /// The new image's name
+    pub name: String,
+    /// Read the document from FILE [default: stdin]
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<OsString>,
+    /// A remark in the image's history
+    #[arg(short, long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// Who made it
+    #[arg(long, value_name = "TEXT")]
+    pub author: Option<String>,
+    /// Set a variable of its environment (may be given several times)
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub env: Vec<String>,
+    /// Set a label (may be given several times)
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// What a container runs before its command: a JSON list of words, or a line for the shell; empty, nothing
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// What a container runs by default, likewise
+    #[arg(long, value_name = "COMMAND")]
+    pub cmd: Option<String>,
+    /// Where it runs
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// As whom it runs
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
     /// What is printed.
     #[command(flatten)]
     pub print: Print,

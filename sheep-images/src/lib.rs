@@ -5,6 +5,7 @@
 pub mod bootstrap;
 pub mod cli;
 pub mod codec;
+pub mod commit;
 pub mod doc;
 pub mod export;
 pub mod import;
@@ -32,6 +33,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match &cli.verb {
         Verb::Bootstrap(args) => bootstrap::run(&store, args),
         Verb::Import(args) => import::run(&store, args),
+        Verb::Commit(args) => commit::run(&store, args),
         Verb::Export(args) => export::run(&store, args),
         Verb::Unpack(args) => unpack::run(&store, args),
         Verb::Ls(args) => ls::run(&store, args),

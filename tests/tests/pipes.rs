@@ -103,3 +103,49 @@ fn crun_fits_in_the_place_of_sheep_ns() {
     assert_eq!((outcome.stdout.as_str(), outcome.code), ("from crun\n", 7), "{}", outcome.stderr);
     world.sh("sheep-overlay umount - < doc").ok();
 }
+
+#[test]
+fn changes_become_an_image() {
+    for world in [World::root(), World::user()] {
+        world
+            .sh("sheep-images bootstrap minimal >/dev/null; sheep-images unpack minimal | sheep-overlay mount - > doc")
+            .ok();
+        world.sh("cd $(jq -r .overlay.merged doc); echo new > file; mkdir d; echo x > d/x; ln d/x d/y; rm -f bin/false usr/bin/false").ok();
+        let document = world
+            .sh("sheep-images commit made --env A=b --env PATH=/bin:/usr/bin --label k=v --cmd '[\"/bin/sh\", \"-c\", \"cat /file; echo $A\"]' -w /d -m 'a remark' --author me < doc")
+            .ok();
+        world.sh(&format!("printf '%s' '{}' > made", document.replace('\'', "'\\''"))).ok();
+        let field = |path: &str| world.sh(&format!("jq -c '{path}' made")).ok();
+        assert_eq!(field(".image.layers | length"), "2");
+        assert_eq!(field(".overlay"), "null", "the overlay lies on the old image");
+        assert_eq!(
+            field(".image.config.history[-1] | [.created_by, .comment, .author]"),
+            r#"["sheep-images commit","a remark","me"]"#
+        );
+        assert_eq!(field(".image.config.config | [.WorkingDir, .Labels.k]"), r#"["/d","v"]"#);
+        // It is an image like any other: run, sent out, read by others, and built upon.
+        let id = if world.sh("id -u").ok() == "0" { "" } else { "2>/dev/null" };
+        assert_eq!(world.sh(&format!("sheep-run run --rm made {id}")).ok(), "new\nb");
+        assert_eq!(
+            world.sh("sheep-images export made > made.tar && skopeo inspect oci-archive:made.tar | jq -r .Digest").ok(),
+            world.sh("jq -r .image.digest made").ok()
+        );
+        world.sh("sheep-images unpack made | sheep-overlay mount - > doc2; cd $(jq -r .overlay.merged doc2); test ! -e bin/false; test $(stat -c %h d/x) = 2; echo again > file").ok();
+        world.sh("sheep-images commit made < doc2 > /dev/null").ok();
+        assert_eq!(world.sh(&format!("sheep-run run --rm made {id}")).ok(), "again\nb");
+        // The same changes, the same image.
+        let digest = |name: &str| {
+            world.sh(&format!("SOURCE_DATE_EPOCH=1000000000 sheep-images commit {name} --print digest < doc2")).ok()
+        };
+        assert_eq!(digest("one"), digest("two"));
+        // A document whose overlay lies on something else.
+        let wrong =
+            world.sh("jq -c --slurpfile other doc2 '.overlay = $other[0].overlay' doc | sheep-images commit wrong");
+        assert_eq!(wrong.code, 2, "{wrong:?}");
+        assert!(wrong.stderr.contains("does not lie on the image"), "{wrong:?}");
+        assert_eq!(world.sh("echo '{}' | sheep-images commit wrong").code, 2);
+        assert_eq!(world.sh("sheep-images commit wrong --env X < doc").code, 2);
+        world.sh("sheep-overlay umount --from doc2; sheep-overlay umount --from doc; sheep-images rm made one two minimal; sheep-images ls --json | jq -r .image.digest | xargs -r sheep-images rm").ok();
+        world.assert_nothing_left(&[]);
+    }
+}

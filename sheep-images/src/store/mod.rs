@@ -65,6 +65,11 @@ impl LoadedImage {
         self.manifest.layers.iter().zip(&self.config.rootfs.diff_ids)
     }
 
+    /// The configuration, whole.
+    pub fn config(&self) -> &Value {
+        &self.config_value
+    }
+
     /// The chainIDs of the layers, bottom first.
     pub fn chain_ids(&self) -> Vec<Digest> {
         oci::chain_ids(&self.config.rootfs.diff_ids)

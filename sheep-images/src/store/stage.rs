@@ -45,7 +45,8 @@ impl Stage {
         Ok(Stage { scratch: Scratch::new(&store.root.images())? })
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    /// Where a file of the stage is.
+    pub fn file(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
     }
 
