@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::mem::ManuallyDrop;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -46,7 +47,8 @@ pub fn run(store: &Store, args: &Export) -> Result<()> {
             .collect::<Result<_>>()?;
         let mut alone = Index::empty();
         alone.manifests = vec![image];
-        let mut archive = Builder::new(BufWriter::with_capacity(1 << 20, stdout.lock()));
+        // Dropped, it would end the archive as if all were well.
+        let mut archive = ManuallyDrop::new(Builder::new(BufWriter::with_capacity(1 << 20, stdout.lock())));
         document(&mut archive, "oci-layout", &serde_json::to_vec(&json!({ "imageLayoutVersion": "1.0.0" }))?)?;
         document(&mut archive, "index.json", &serde_json::to_vec(&alone)?)?;
         for dir in ["blobs/", "blobs/sha256/"] {
@@ -61,7 +63,7 @@ pub fn run(store: &Store, args: &Export) -> Result<()> {
                 bail!("{} is damaged: its content is not what its digest says", store.blob(&digest).display());
             }
         }
-        archive.into_inner().and_then(|mut out| out.flush()).context("stdout")
+        ManuallyDrop::into_inner(archive).into_inner().and_then(|mut out| out.flush()).context("stdout")
     };
     work().context(what)
 }
