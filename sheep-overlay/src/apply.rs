@@ -28,7 +28,7 @@ use crate::doc::{Document, Overlay, name_to_json, write_out};
 use crate::record::{self, State};
 use crate::shown::{Shown, above, bare, is_below};
 use crate::state::DataRoot;
-use crate::{PROGRAM, access, cli, exit, find, sys};
+use crate::{PROGRAM, access, cli, exit, find, rotate, sys};
 use conflict::{Judge, Theirs};
 use plan::Plan;
 use stage::Instead;
@@ -79,7 +79,7 @@ fn apply(root: &DataRoot, args: &cli::Apply) -> Result<()> {
     let dir = record::dir(root, &id);
     record::reap(root)?;
     let _lock = record::lock(root, &id)?.ok_or_else(|| find::no_such(&id))?;
-    let overlay = record::read(&dir)?.ok_or_else(|| find::no_such(&id))?;
+    let overlay = rotate::settled(&dir, record::read(&dir)?.ok_or_else(|| find::no_such(&id))?)?;
     if crate::view::from_here(&overlay, &dir)?.lower != overlay.lower {
         return Err(exit::usage(format!("{id}: this is inside of the overlay; apply its changes from outside")));
     }
@@ -166,8 +166,12 @@ pub fn work(
         // What another did to a directory stays his, where only something in it was changed.
         let whole = |path: &[u8]| -> bool { plan.directories.get(path).is_some_and(|whole| *whole) };
         let is_ours = |path: &[u8]| -> bool { whole(path) || !anothers.contains(path) };
-        note(&plan, &target, &mut known, &is_ours)?;
-        known.write(dir)?;
+        // It is applied: an error here would say that it is not.
+        if let Err(error) = note(&plan, &target, &mut known, &is_ours).and_then(|()| known.write(dir)) {
+            let what =
+                "all is applied, but that it was could not be noted, and later applies may see conflicts that are none";
+            exit::warn(PROGRAM, &format!("apply: {what}: {error:#}"));
+        }
     }
     Ok(Some(report))
 }

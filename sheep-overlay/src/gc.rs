@@ -1,6 +1,6 @@
 //! `gc`: what killed commands, lazy umounts and restarts left behind.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::doc::{self, Overlay};
 use crate::record::{self, State};
@@ -22,32 +22,44 @@ enum Verdict {
 /// use no more, and those whose changes were in memory and are gone. Stale ones hold changes: they stay, and are named,
 /// unless `--stale` is given. Each deletion is a line on stdout.
 pub fn run(root: &DataRoot, args: &cli::Gc) -> Result<()> {
+    let limits = Limits::of(args)?;
     if !args.dry_run {
         record::reap(root)?;
     }
     let mut first = Ok(());
+    let mut note = |done: Result<()>| match (done, &first) {
+        (Ok(()), _) => {}
+        (Err(error), Ok(())) => first = Err(error),
+        (Err(error), Err(_)) => exit::print_line(PROGRAM, &error),
+    };
     for id in record::ids(root)? {
-        if let Err(error) = one(root, &id, args).map_err(|error| error.context(format!("gc: {id}"))) {
-            match first {
-                Ok(()) => first = Err(error),
-                Err(_) => exit::print_line(PROGRAM, &error),
-            }
-        }
+        note(one(root, &id, args).with_context(|| format!("gc: {id}")));
     }
-    first.and(undo_layers(root, args))
+    note(undo_layers(root, args, limits).context("gc: what 'apply --undo' needs"));
+    first
+}
+
+/// How much 'apply' may keep for '--undo'.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// In seconds.
+    age: i64,
+    /// In bytes.
+    size: u64,
+}
+
+impl Limits {
+    fn of(args: &cli::Gc) -> Result<Self> {
+        let age = seconds(&args.undo_age).ok_or_else(|| {
+            exit::usage(format!("--undo-age {}: write a number with s, m, h, d or w: 30d", args.undo_age))
+        })?;
+        let size = args.undo_size.as_ref().map_or(Ok(u64::MAX), |text| tmpfs::size(text, "--undo-size "))?;
+        Ok(Limits { age, size })
+    }
 }
 
 /// Deletes what 'apply' keeps for '--undo', once it is too old or too much.
-fn undo_layers(root: &DataRoot, args: &cli::Gc) -> Result<()> {
-    let age = seconds(&args.undo_age).ok_or_else(|| {
-        exit::usage(format!("--undo-age {}: write a number with s, m, h, d or w: 30d", args.undo_age))
-    })?;
-    let most = match &args.undo_size {
-        None => u64::MAX,
-        Some(text) => tmpfs::parse_size(text).ok_or_else(|| {
-            exit::usage(format!("--undo-size {text} is no size; write bytes, or a number with k, m, g or t: 512m"))
-        })?,
-    };
+fn undo_layers(root: &DataRoot, args: &cli::Gc, limits: Limits) -> Result<()> {
     // Nothing was ever applied: then nothing is made either.
     if applied::all(root)?.is_empty() {
         return Ok(());
@@ -56,12 +68,12 @@ fn undo_layers(root: &DataRoot, args: &cli::Gc) -> Result<()> {
     let now = jiff::Timestamp::now().as_second();
     let mut sum = 0u64;
     for done in store.all()? {
-        let old = now.saturating_sub(done.created()?) > age;
-        let kept = match most {
+        let old = now.saturating_sub(done.created()?) > limits.age;
+        let kept = match limits.size {
             u64::MAX => 0,
             _ => apply::kept_by(&done)?,
         };
-        let why = match (old, sum.saturating_add(kept) > most) {
+        let why = match (old, sum.saturating_add(kept) > limits.size) {
             (true, _) => format!("older than {}", args.undo_age),
             (false, true) => format!("more than {}", args.undo_size.as_deref().unwrap_or_default()),
             (false, false) => {

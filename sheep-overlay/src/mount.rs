@@ -54,15 +54,10 @@ pub struct Request {
 
 impl Request {
     fn of(args: &cli::Mount, lowers: &[PathBuf]) -> Result<Self> {
-        let size = |text: &String, option: &str| {
-            tmpfs::parse_size(text).ok_or_else(|| {
-                exit::usage(format!("{option}={text} is no size; write bytes, or a number with k, m, g or t: 512m"))
-            })
-        };
         let tmpfs = match &args.tmpfs {
             None => None,
             Some(None) => Some(0),
-            Some(Some(text)) => Some(size(text, "--tmpfs")?),
+            Some(Some(text)) => Some(tmpfs::size(text, "--tmpfs=")?),
         };
         let at = match &args.at {
             None => None,
@@ -74,7 +69,7 @@ impl Request {
             read_only: args.read_only,
             volatile: args.volatile,
             tmpfs,
-            size: args.size.as_ref().map(|text| size(text, "--size")).transpose()?,
+            size: args.size.as_ref().map(|text| tmpfs::size(text, "--size=")).transpose()?,
             at,
             hide: args.hide.clone(),
             idmap: args.idmap.clone(),

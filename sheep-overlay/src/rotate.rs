@@ -116,7 +116,7 @@ pub fn top_of(overlay: &Overlay, tree: &Tree) -> Result<PathBuf> {
     }
     let seen = view::from_here(overlay, record::dir_of(overlay))?;
     let part = seen.mounts.iter().find(|mount| mount.upper.as_ref().is_some_and(|upper| **upper == *tree.upper));
-    let lower = part.map_or(&seen.lower, |part| &part.lower).last();
+    let lower = part.map_or(seen.base(), |part| &part.lower).last();
     Ok(lower.map(|lower| lower.0.clone()).unwrap_or_default())
 }
 

@@ -16,7 +16,7 @@ use crate::find::{self, Target};
 use crate::listing::{self, Listing};
 use crate::state::DataRoot;
 use crate::walk::join;
-use crate::{access, branch, cli, record, shown};
+use crate::{access, branch, cli, record, rotate, shown};
 
 /// What became of a path of a lower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub fn run(root: &DataRoot, args: &cli::Status) -> Result<()> {
 fn one(root: &DataRoot, target: Target, json: bool) -> Result<()> {
     let id = target.id?;
     let dir = record::dir(root, &id);
-    let overlay = record::read(&dir)?.ok_or_else(|| find::no_such(&id))?;
+    let overlay = rotate::read(root, &id)?;
     let text = access::with(&overlay, |overlay| {
         let found = changes(root, overlay, &dir)?;
         let mut out = Vec::new();

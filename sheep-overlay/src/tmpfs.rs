@@ -9,7 +9,7 @@ use rustix::mount::{
     move_mount,
 };
 
-use crate::mountpoint;
+use crate::{exit, mountpoint};
 
 /// Mounts a tmpfs of `size` bytes (0: half of the memory) in an overlay's directory, and makes upper and work in it.
 pub fn mount(dir: &Path, size: u64) -> Result<()> {
@@ -50,8 +50,15 @@ pub fn unmount(dir: &Path) -> Result<()> {
     }
 }
 
+/// The size that an option is given; `option` is all that stands before it (`--size=`). Errors with usage (2).
+pub fn size(text: &str, option: &str) -> Result<u64> {
+    parse_size(text).ok_or_else(|| {
+        exit::usage(format!("{option}{text} is no size; write bytes, or a number with k, m, g or t: 512m"))
+    })
+}
+
 /// A size as people write it: bytes, or with k, m, g, t (of 1024); `None` where it is none.
-pub fn parse_size(text: &str) -> Option<u64> {
+fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim().trim_end_matches(['b', 'B']).trim_end_matches('i');
     let (number, unit) = match text.char_indices().last() {
         Some((at, unit)) if unit.is_ascii_alphabetic() => (&text[..at], unit.to_ascii_lowercase()),

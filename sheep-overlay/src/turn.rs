@@ -170,7 +170,7 @@ fn at_once(overlay: &Overlay, dir: &Path, pending: Pending) -> Result<Option<Ove
 
 /// The lowers of a mounted overlay, opened where they are seen from here.
 fn lowers_of(overlay: &Overlay, dir: &Path) -> Result<Vec<Lower>> {
-    view::from_here(overlay, dir)?.lower.iter().map(|lower| lowers::open_one(lower)).collect()
+    view::from_here(overlay, dir)?.base().iter().map(|lower| lowers::open_one(lower)).collect()
 }
 
 /// Of an overlay that is not mounted.

@@ -253,11 +253,13 @@ pub fn list(root: &DataRoot, args: &cli::Apply) -> Result<()> {
 
 /// How many bytes on disk the slots of a transaction take.
 pub fn kept_by(done: &Done) -> Result<u64> {
-    let mut sum = du::of_tree(&done.dir)?;
-    for place in &done.journal.places {
-        if let Some(slots) = place.slots.as_ref().filter(|slots| slots.exists()) {
-            sum += du::of_tree(slots)?;
+    applied::with_rights(&done.journal, || {
+        let mut sum = du::of_tree(&done.dir)?;
+        for place in &done.journal.places {
+            if let Some(slots) = place.slots.as_ref().filter(|slots| slots.exists()) {
+                sum += du::of_tree(slots)?;
+            }
         }
-    }
-    Ok(sum)
+        Ok(sum)
+    })
 }

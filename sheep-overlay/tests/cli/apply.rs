@@ -658,3 +658,59 @@ fn p50_a_stale_map_does_not_hide_the_change() {
     world.run(&["apply", "ov"]).ok();
     assert_eq!(fs::read_to_string(low.join("a")).unwrap(), "new");
 }
+
+#[test]
+fn what_others_own_is_kept_and_counted() {
+    let world = World::user();
+    let low = world.lower("low", &["a"]);
+    sh(&format!("chown -R sheeptest: {}", low.display()));
+    let holder = world.run(&["mount", "--id", "ov", "low"]).json()["overlay"]["holder"]["pid"].clone();
+    let user = "setpriv --reuid sheeptest --regid sheeptest --clear-groups";
+    let inside = |script: &str| {
+        sh(&format!("{user} nsenter -U -m -t {holder} sh -ec 'cd {}; {script}'", low.display()));
+    };
+    // Of another user of the namespace: to the one who applies it, it is closed.
+    inside("mkdir d; head -c 300000 /dev/urandom > d/f; chmod 600 d/f; chown -R 5:5 d; chmod 700 d");
+    world.run(&["apply", "ov"]).ok();
+    inside("rm -r d");
+    world.run(&["apply", "ov"]).ok();
+    let listed = world.run(&["apply", "--list", "--json"]).ok().out;
+    assert!(documents(&listed)[0]["apply"]["bytes"].as_u64().unwrap() > 300_000, "{listed}");
+    world.run(&["apply", "--undo"]).ok();
+    assert_eq!(fs::metadata(low.join("d/f")).unwrap().len(), 300_000);
+    world.run(&["umount", "ov"]).ok();
+}
+
+#[test]
+fn what_cannot_be_noted_is_applied_all_the_same() {
+    let world = World::root();
+    let low = world.lower("low", &["a"]);
+    fs::write(world.mount("ov", &["low"]).join("a"), "1").unwrap();
+    fs::create_dir(world.data.join("overlay/ov/applied.json")).unwrap();
+    let ran = world.run(&["apply", "ov"]).ok();
+    assert!(ran.err.contains("all is applied") && ran.err.contains("applied.json"), "{ran:?}");
+    assert_eq!(fs::read_to_string(low.join("a")).unwrap(), "1");
+    kept(&world, 1);
+    world.run(&["umount", "ov"]).ok();
+}
+
+#[test]
+fn gc_names_all_that_it_cannot_do() {
+    let world = World::root();
+    world.lower("low", &["a"]);
+    fs::write(world.mount("ov", &["low"]).join("a"), "1").unwrap();
+    world.run(&["apply", "ov"]).ok();
+    let broken = world.data.join("overlay/broken");
+    fs::create_dir(&broken).unwrap();
+    fs::write(broken.join("overlay.json"), "{").unwrap();
+    let done = names_in(&world.data.join("applied")).into_iter().find(|name| !name.starts_with('.')).unwrap();
+    let journal = world.data.join("applied").join(done).join("journal.json");
+    let whole = fs::read_to_string(&journal).unwrap();
+    fs::write(&journal, "{").unwrap();
+    let ran = world.run(&["gc"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("broken") && ran.err.contains("journal.json"), "{}", ran.err);
+    fs::write(&journal, whole).unwrap();
+    fs::remove_dir_all(&broken).unwrap();
+    world.run(&["umount", "ov"]).ok();
+}

@@ -230,6 +230,31 @@ fn kill_9_in_the_middle_of_snapshot() {
 }
 
 #[test]
+fn apply_and_status_after_a_killed_snapshot() {
+    for verb in ["apply", "status"] {
+        let world = World::root();
+        let low = world.lower("low", &["a"]);
+        fs::write(world.mount("ov", &["low"]).join("new"), "1").unwrap();
+        world.run(&["umount", "--keep", "ov"]).ok();
+        // As a kill between the first two renames leaves it.
+        let dir = world.data.join("overlay/ov");
+        let file = dir.join("overlay.json");
+        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        let snapshot = serde_json::json!({ "number": 1, "parent": 0, "created": record["created"], "layer": "1" });
+        record["pending"] = serde_json::json!({ "layer": "1", "snapshot": snapshot, "head": 1 });
+        fs::write(&file, record.to_string()).unwrap();
+        fs::create_dir_all(dir.join("snapshots/1")).unwrap();
+        fs::rename(dir.join("upper"), dir.join("snapshots/1/upper")).unwrap();
+        world.run(&[verb, "ov"]).ok();
+        assert_eq!(low.join("new").exists(), verb == "apply");
+        assert_eq!(world.run(&["log", "--json", "ov"]).ok().out.lines().count(), 1);
+        world.run(&["mount", "--id", "ov"]).ok();
+        assert_eq!(names_in(&world.merged("ov")), ["a", "new"]);
+        world.run(&["umount", "ov"]).ok();
+    }
+}
+
+#[test]
 fn kill_9_in_the_middle_of_reset() {
     let world = World::root();
     world.lower("low", &["a"]);

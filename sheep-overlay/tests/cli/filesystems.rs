@@ -124,6 +124,11 @@ fn freezes(world: &World, root: &str, lower: &str, way: &str, how: &str) {
     run(&["umount", "branch"]).ok();
     run(&["mount", "--id", "ov", lower]).ok();
     assert_eq!(inside(&format!("cat {}/d/b || cat {root}/overlay/ov/merged/d/b", place.display())), "ours\n");
+    let names = || inside(&format!("cd {} 2>/dev/null || cd {root}/overlay/ov/merged; ls", place.display()));
+    let before = names();
+    run(&["snapshot", "ov"]).ok();
+    assert_eq!(names(), before, "one that is mounted lies on the same, too");
+    assert_eq!(before.contains('c'), how == "listing");
     run(&["umount", "ov"]).ok();
     assert_eq!(names_in(&world.dir.join(root).join("overlay")), Vec::<String>::new());
 }
