@@ -24,7 +24,7 @@ fn a_plain_users_other_processes_see_it() {
     sh(&format!("chown -R sheeptest: {} {}/top", low.display(), world.dir.display()));
     let script = "m=$($S mount --visible --id ov --print merged l:o,w top); ls $m; cd $m; echo more >> a; rm gone; rm -r d; mkdir d; rm e/y; echo n > n; cd /; \
         $S ls | tail -1 | tr -s \" \" | cut -d \" \" -f 1-4; $S diff ov; $S umount --keep ov > /dev/null; ls $m; $S diff ov; $S mount --id ov --print id; cat $m/n; \
-        $S exec ov -- cat n; (cd $m; exec sleep 60) & sleep 0.2; $S umount ov || echo $?; kill $!; wait; $S umount ov; ls $SHEEP_DATA_DIR/overlay; ps -u $(id -u) -o stat= -o comm= | grep -v ^Z | grep fuse-over || echo none";
+        $S exec ov -- cat n; (cd $m; exec sleep 60) & sleep 0.2; $S umount ov || echo $?; kill $!; wait; $S umount ov; ls $SHEEP_DATA_DIR/overlay; pgrep -u $(id -u) -f \"fuse-overlayfs.*$SHEEP_DATA_DIR\" || echo none";
     let ran = with_fuse(&world, script).ok();
     let diff = "M /a\nO /d\nD /d/x\nD /e/y\nD /gone\nA /n\n";
     assert_eq!(ran.out, format!("a\nb\nd\ne\ngone\nov mounted fuse 2\n{diff}{diff}ov\nn\nn\n4\nnone\n"), "{ran:?}");
