@@ -137,8 +137,8 @@ pub fn dir_of(overlay: &Overlay) -> &Path {
 /// nobody reads it.
 ///
 /// It is not synced, for that would cost more than all the rest (milliseconds against half of one). But its write-out is
-/// begun, so that on ext4 and XFS the next commit of the journal, at the latest the one that makes the user's first
-/// synced data in the upper durable, carries it along: changes that survive a power cut can be found again. A volatile
+/// begun, so that on ext4 and XFS, once the disk has it, the next commit of the journal carries it along, and so does the one
+/// that makes data durable which the user synced in the upper: changes that survive a power cut can be found again. A volatile
 /// overlay promises nothing, and skips that too.
 pub fn write_first(dir: &Path, overlay: &Overlay) -> Result<()> {
     let file = dir.join("overlay.json");
@@ -156,10 +156,15 @@ pub fn write_first(dir: &Path, overlay: &Overlay) -> Result<()> {
 }
 
 /// Replaces the record. It is whole after a power cut where it has snapshots, of which nobody else knows how they belong together;
-/// else it differs from the old one only in what the kernel is asked about anyway. A volatile one promises nothing.
+/// else it differs from the old one only in what the kernel is asked about anyway, and is whole a moment later. A volatile
+/// one promises nothing.
 pub fn write(dir: &Path, overlay: &Overlay) -> Result<()> {
     let has_history = !overlay.snapshots.is_empty() || overlay.branch.is_some() || overlay.pending.is_some();
-    let durability = if has_history && !overlay.volatile { Durability::Ordered } else { Durability::Rebuildable };
+    let durability = match (overlay.volatile, has_history) {
+        (true, _) => Durability::Rebuildable,
+        (false, true) => Durability::Ordered,
+        (false, false) => Durability::Begun,
+    };
     state::write_json(&dir.join("overlay.json"), overlay, durability)
 }
 

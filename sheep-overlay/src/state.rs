@@ -26,7 +26,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{exit, mountinfo};
+use crate::{exit, mountinfo, sys};
 
 /// The layout's version, as written to the file `version`.
 const LAYOUT_VERSION: &str = "1\n";
@@ -159,8 +159,10 @@ pub enum Durability {
     /// Survives a power cut: fsync of the file and of its directory.
     Synced,
     /// Whole after a power cut, but perhaps still the old one. Journals keep the order of what is done to names; so that the name
-    /// does not come before the content, the file is synced, unless ext4 sees to that itself.
+    /// does not come before the content, that is written out first: on ext4 it is waited for, elsewhere the file is synced.
     Ordered,
+    /// Like `Ordered`, if the power holds for another moment: the content's write-out is begun, and not waited for.
+    Begun,
     /// Whole or absent after a crash of the program; after a power cut it may be old, and can be rebuilt.
     Rebuildable,
 }
@@ -180,13 +182,11 @@ pub fn write_atomic(file: &Path, bytes: &[u8], durability: Durability) -> io::Re
     let temporary = parent.join(format!(".{name}.{}", random_hex()?));
     let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut out| {
         out.write_all(bytes)?;
-        let synced = match durability {
-            Durability::Synced => true,
-            Durability::Ordered => !replaces_whole(file, &out),
-            Durability::Rebuildable => false,
-        };
-        if synced {
-            out.sync_all()?;
+        match durability {
+            Durability::Ordered if journals_writeback(&out) => sys::write_back(&out)?,
+            Durability::Synced | Durability::Ordered => out.sync_all()?,
+            Durability::Begun => sys::begin_writeback(&out)?,
+            Durability::Rebuildable => {}
         }
         fs::rename(&temporary, file)?;
         if durability == Durability::Synced {
@@ -201,18 +201,20 @@ pub fn write_atomic(file: &Path, bytes: &[u8], durability: Durability) -> io::Re
     written
 }
 
-/// Whether a file that replaces another by a rename is never seen without its content after a power cut, as ext4 has it by default
-/// (`auto_da_alloc` and `data=ordered`, ext4(5)). There an fsync would wait for all that was done to the file system of late,
-/// by anybody.
-fn replaces_whole(file: &Path, new: &File) -> bool {
-    let Ok(device) = new.metadata().map(|found| found.dev()) else { return false };
+/// Whether a file whose content was written out and waited for is whole after a power cut as soon as a name that it gets later
+/// is there. So it is on ext4: a page counts as written when its extent is noted as written, in a transaction of the journal that is
+/// not later than that of the name, and before a transaction is committed the disk is told to make durable what it has.
+/// (What ext4 does by itself when a file replaces another, `auto_da_alloc` in ext4(5), begins the write-out and no more: with
+/// `dioread_nolock`, the default, the journal does not wait for its end, and the file may be one of zeros.) An fsync
+/// would wait for all that was done to the file system of late, by anybody.
+fn journals_writeback(file: &File) -> bool {
+    let Ok(device) = file.metadata().map(|found| found.dev()) else { return false };
     let device = (rustix::fs::major(device), rustix::fs::minor(device));
     let is_default = |entry: &mountinfo::Entry| {
         let mut options = entry.options.split(|byte| *byte == b',');
-        entry.fs_type == "ext4" && !options.any(|option| option == b"noauto_da_alloc" || option.starts_with(b"data="))
+        entry.fs_type == "ext4" && !options.any(|option| option.starts_with(b"data="))
     };
-    let table = mountinfo::read().unwrap_or_default();
-    file.exists() && table.iter().find(|entry| entry.device == device).is_some_and(is_default)
+    mountinfo::read().unwrap_or_default().iter().find(|entry| entry.device == device).is_some_and(is_default)
 }
 
 /// Reads a JSON file. `None` where it does not exist; an error that names the file where it is not what it should be: a

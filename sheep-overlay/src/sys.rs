@@ -85,8 +85,19 @@ pub fn exit_child(status: i32) -> ! {
 
 /// Begins to write a file's pages to the disk and does not wait for them.
 pub fn begin_writeback(file: &File) -> io::Result<()> {
+    sync_file_range(file, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// Writes a file's pages to the disk, and waits until that has them. It may keep them in a cache of its own; and what says where
+/// they are may not be written yet.
+pub fn write_back(file: &File) -> io::Result<()> {
+    let waiting = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_file_range(file, libc::SYNC_FILE_RANGE_WRITE | waiting)
+}
+
+fn sync_file_range(file: &File, flags: u32) -> io::Result<()> {
     // SAFETY: no memory is passed; the descriptor is open for the length of the call.
-    let done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    let done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
     match done {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
