@@ -52,13 +52,7 @@ fn is_on(store: &Store, overlay: &Overlay, image: &LoadedImage) -> Result<()> {
 
 fn make(store: &Store, name: &Name, base: &LoadedImage, overlay: &Overlay, args: &Commit) -> Result<Descriptor> {
     let stage = Stage::new(store)?;
-    let latest = match std::env::var("SOURCE_DATE_EPOCH") {
-        Err(_) => None,
-        Ok(text) => Some(
-            text.parse::<i64>()
-                .map_err(|_| exit::usage(format!("$SOURCE_DATE_EPOCH is {text:?}, and not a number of seconds")))?,
-        ),
-    };
+    let latest = export::source_date_epoch()?;
     let file = stage.create("layer")?;
     access::with(overlay, |overlay| {
         let mut out = BufWriter::with_capacity(1 << 20, &file);

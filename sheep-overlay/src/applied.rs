@@ -121,9 +121,7 @@ impl Done {
 
     /// When it was done, in seconds since 1970.
     pub fn created(&self) -> Result<i64> {
-        let time = &self.journal.created;
-        let time: jiff::Timestamp = time.parse().with_context(|| format!("{time:?} is no time"))?;
-        Ok(time.as_second())
+        Ok(state::moment(&self.journal.created)?.0)
     }
 }
 

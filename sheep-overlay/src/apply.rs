@@ -25,8 +25,9 @@ use crate::applied::steps::{Work, stat};
 use crate::applied::{self, Journal, Store, Transaction};
 use crate::diff::{self, Change};
 use crate::doc::{Document, Overlay, name_to_json, write_out};
+use crate::paths::{above, bare, is_below};
 use crate::record::{self, State};
-use crate::shown::{Shown, above, bare, is_below};
+use crate::shown::Shown;
 use crate::state::DataRoot;
 use crate::{PROGRAM, access, cli, exit, find, rotate, sys};
 use conflict::{Judge, Theirs};
@@ -34,7 +35,6 @@ use plan::Plan;
 use stage::Instead;
 use target::{Target, There};
 
-pub use conflict::moment;
 pub use undo::{kept_by, list, undo};
 
 /// What was done.
@@ -148,14 +148,6 @@ pub fn work(
     let transaction = store.begin()?;
     let id = transaction.id.clone();
     let report = report(Some(id));
-    let mut anothers = HashSet::new();
-    for path in plan.directories.keys() {
-        if let There::Entry(there) = target.look(path)?
-            && judges.is_anothers(path, &there.stat)
-        {
-            anothers.insert(path.clone());
-        }
-    }
     let done = stage::make(&plan, &judges, &target, &shown, &instead, &transaction, &mut journal)
         .and_then(|seen| commit(store, &transaction, &journal, &seen));
     if let Err(error) = done {
@@ -163,11 +155,8 @@ pub fn work(
         return Err(error);
     }
     if target.own {
-        // What another did to a directory stays his, where only something in it was changed.
-        let whole = |path: &[u8]| -> bool { plan.directories.get(path).is_some_and(|whole| *whole) };
-        let is_ours = |path: &[u8]| -> bool { whole(path) || !anothers.contains(path) };
         // It is applied: an error here would say that it is not.
-        if let Err(error) = note(&plan, &target, &mut known, &is_ours).and_then(|()| known.write(dir)) {
+        if let Err(error) = note(&plan, &journal, &target, &mut known).and_then(|()| known.write(dir)) {
             let what =
                 "all is applied, but that it was could not be noted, and later applies may see conflicts that are none";
             exit::warn(PROGRAM, &format!("apply: {what}: {error:#}"));
@@ -228,14 +217,11 @@ fn listed<'a>(changes: &'a [Change], file: &Path) -> Result<Vec<&'a Change>> {
 
 /// What is in a directory that is new goes with the directory.
 fn with_directories(changes: &[Change], chosen: &mut [bool]) {
-    for at in 0..changes.len() {
-        if !chosen[at] {
-            continue;
-        }
-        let path = bare(&changes[at].path);
-        for (other, change) in changes.iter().enumerate().take(at) {
-            let makes = matches!(change.kind, diff::Kind::Added | diff::Kind::Type);
-            chosen[other] |= makes && is_below(&path, &bare(&change.path));
+    let made = changes.iter().enumerate().filter(|(_, change)| change.makes_directory());
+    let made: HashMap<Vec<u8>, usize> = made.map(|(at, change)| (bare(&change.path), at)).collect();
+    for (at, change) in changes.iter().enumerate() {
+        if chosen[at] {
+            above(&bare(&change.path)).filter_map(|dir| made.get(dir)).for_each(|dir| chosen[*dir] = true);
         }
     }
 }
@@ -270,11 +256,9 @@ fn judge<'a>(changes: &[&'a Change], judge: &Judge<'_>) -> Result<Vec<Judged<'a>
             Some(*theirs)
         } else {
             let against = judge.against(change).with_context(|| change.path.display().to_string())?;
-            let makes = change.file_type == rustix::fs::FileType::Directory
-                && matches!(change.kind, diff::Kind::Added | diff::Kind::Type);
             match against {
-                Some(theirs) if makes => drop(closed.insert(path.clone(), theirs)),
-                None if makes && judge.is_free(&path)? => drop(fresh.insert(path.clone())),
+                Some(theirs) if change.makes_directory() => drop(closed.insert(path.clone(), theirs)),
+                None if change.makes_directory() && judge.is_free(&path)? => drop(fresh.insert(path.clone())),
                 _ => {}
             }
             against
@@ -413,7 +397,7 @@ fn give_up(root: &DataRoot, store: &Store, transaction: &Transaction, journal: &
 }
 
 /// Notes what is in the target now, so that it is known to be ours.
-fn note(plan: &Plan, target: &Target, known: &mut Known, is_ours: &dyn Fn(&[u8]) -> bool) -> Result<()> {
+fn note(plan: &Plan, journal: &Journal, target: &Target, known: &mut Known) -> Result<()> {
     let mut look = |path: &[u8]| -> Result<()> {
         let found = match target.look(path)? {
             There::Entry(entry) => stat(entry.dir.as_fd(), &entry.name)?,
@@ -428,5 +412,8 @@ fn note(plan: &Plan, target: &Target, known: &mut Known, is_ours: &dyn Fn(&[u8])
             look(path)?;
         }
     }
-    plan.directories.keys().filter(|path| is_ours(path)).try_for_each(|path| look(path))
+    // What another did to a directory stays his, where only something in it was changed.
+    let directories = plan.directories.iter().zip(&journal.directories);
+    let ours = directories.filter(|((_, whole), directory)| **whole || !directory.anothers);
+    ours.map(|((path, _), _)| path).try_for_each(|path| look(path))
 }

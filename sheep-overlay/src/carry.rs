@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{
@@ -19,7 +19,8 @@ use rustix::io::Errno;
 use crate::backend::copy::data::{Content, PIECE, Ways};
 use crate::inode::{Inode, xattr_names};
 use crate::layer;
-use crate::shown::{Entry, split};
+use crate::paths::split;
+use crate::shown::Entry;
 use crate::stack::open_beneath;
 
 /// Labels that the kernel sets on new files; they say nothing of where a file came from.
@@ -73,7 +74,7 @@ impl<'a> Carrier<'a> {
 
     /// Like [`Carrier::put`] for a regular file that is to have another content.
     pub fn put_content(&mut self, from: &Entry, dir: BorrowedFd<'_>, name: &CStr, content: &[u8]) -> Result<()> {
-        let source = open_file(from)?;
+        let source = open_file(&from.dir, &from.name, &from.stat)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let target = File::from(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?);
         (&target).write_all(content)?;
@@ -81,7 +82,7 @@ impl<'a> Carrier<'a> {
     }
 
     fn file(&mut self, from: &Entry, dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-        let source = open_file(from)?;
+        let source = open_file(&from.dir, &from.name, &from.stat)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let target = openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
         let shown = || from.name.to_string_lossy().into_owned();
@@ -100,15 +101,16 @@ impl<'a> Carrier<'a> {
     }
 }
 
-/// Opens the regular file that an entry is, for reading.
-pub fn open_file(entry: &Entry) -> Result<std::os::fd::OwnedFd> {
+/// Opens the regular file `name` in a directory, whose `stat` was seen, for reading; as root or its owner without a trace in its access
+/// time.
+pub fn open_file(dir: impl AsFd, name: &CStr, stat: &Stat) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match openat(&entry.dir, &*entry.name, flags | OFlags::NOATIME, Mode::empty()) {
-        Err(Errno::PERM) => openat(&entry.dir, &*entry.name, flags, Mode::empty())?,
+    let file = match openat(&dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => openat(&dir, name, flags, Mode::empty())?,
         opened => opened?,
     };
     let opened = fstat(&file)?;
-    if (opened.st_dev, opened.st_ino) != (entry.stat.st_dev, entry.stat.st_ino) {
+    if (opened.st_dev, opened.st_ino) != (stat.st_dev, stat.st_ino) {
         bail!("changed while it was read");
     }
     Ok(file)

@@ -145,15 +145,23 @@ pub enum FreezeWay {
     Listing,
 }
 
-/// `umount`
+/// The overlays that a command is for.
 #[derive(Debug, Args)]
-pub struct Umount {
+pub struct Targets {
     /// Overlays: ids, unique prefixes of ids, or paths in the merged directory; '-' reads documents from stdin
     #[arg(value_name = "ID|PATH", required_unless_present = "from")]
     pub overlays: Vec<OsString>,
     /// Read the documents from FILE ('-' is stdin)
     #[arg(long, value_name = "FILE", conflicts_with = "overlays")]
     pub from: Option<OsString>,
+}
+
+/// `umount`
+#[derive(Debug, Args)]
+pub struct Umount {
+    /// The overlays
+    #[command(flatten)]
+    pub targets: Targets,
     /// Keep the changes, and print the document of what is kept; 'mount --id ID' takes them up again
     #[arg(long)]
     pub keep: bool,
@@ -173,12 +181,9 @@ pub struct Ls {
 /// `inspect`
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// Overlays: ids, unique prefixes of ids, or paths in the merged directory; '-' reads documents from stdin
-    #[arg(value_name = "ID|PATH", required_unless_present = "from")]
-    pub overlays: Vec<OsString>,
-    /// Read the documents from FILE ('-' is stdin)
-    #[arg(long, value_name = "FILE", conflicts_with = "overlays")]
-    pub from: Option<OsString>,
+    /// The overlays
+    #[command(flatten)]
+    pub targets: Targets,
     /// Print one field (merged, id, upper, ...) instead of the document
     #[arg(long, value_name = "FIELD")]
     pub print: Option<String>,
@@ -280,12 +285,9 @@ pub struct Why {
 /// `du`
 #[derive(Debug, Args)]
 pub struct Du {
-    /// Overlays: ids, unique prefixes of ids, or paths in the merged directory; '-' reads documents from stdin
-    #[arg(value_name = "ID|PATH", required_unless_present = "from")]
-    pub overlays: Vec<OsString>,
-    /// Read the documents from FILE ('-' is stdin)
-    #[arg(long, value_name = "FILE", conflicts_with = "overlays")]
-    pub from: Option<OsString>,
+    /// The overlays
+    #[command(flatten)]
+    pub targets: Targets,
     /// Print a document a line instead of a table
     #[arg(long)]
     pub json: bool,
@@ -298,12 +300,9 @@ pub struct Du {
 of files; what was deleted is not."
 )]
 pub struct Status {
-    /// Overlays: ids, unique prefixes of ids, or paths in the merged directory; '-' reads documents from stdin
-    #[arg(value_name = "ID|PATH", required_unless_present = "from")]
-    pub overlays: Vec<OsString>,
-    /// Read the documents from FILE ('-' is stdin)
-    #[arg(long, value_name = "FILE", conflicts_with = "overlays")]
-    pub from: Option<OsString>,
+    /// The overlays
+    #[command(flatten)]
+    pub targets: Targets,
     /// Print a JSON document a line instead of 'M /path' lines
     #[arg(long)]
     pub json: bool,

@@ -154,7 +154,7 @@ fn placeholder(to: BorrowedFd<'_>, name: &CStr) -> Result<Put> {
 }
 
 /// Owner, mode, xattrs (but for OverlayFS's own) and times; what this user may not set is left.
-pub(crate) fn attributes(from: Inode<'_>, to: Inode<'_>, stat: &Stat) -> Result<()> {
+fn attributes(from: Inode<'_>, to: Inode<'_>, stat: &Stat) -> Result<()> {
     let kind = FileType::from_raw_mode(stat.st_mode);
     match to.chown(Some(stat.st_uid), Some(stat.st_gid)) {
         Err(e) if !is_not_allowed(&e) => return Err(e.into()),

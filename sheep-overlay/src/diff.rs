@@ -32,14 +32,14 @@ use rustix::io::Errno;
 
 use crate::doc::{How, Mount, Overlay};
 use crate::history::{self, Point, Span};
+use crate::paths::join;
 use crate::rotate;
 use crate::stack::Stack;
 use crate::trees::{self, Tree};
-use crate::walk::join;
 
-pub(crate) use compare::read_full;
-pub(crate) use patch::Hunks;
+pub(crate) use compare::same_bytes;
 pub use patch::run as patch;
+pub(crate) use patch::{Hunks, is_text};
 pub use show::{document, escaped, human, line, run};
 
 /// One changed path.
@@ -61,6 +61,13 @@ pub struct Change {
     pub size: Option<u64>,
     /// Its type now, or what it was before it was deleted.
     pub file_type: FileType,
+}
+
+impl Change {
+    /// Whether it is a directory that was not there before, in the place of nothing or of something else.
+    pub fn makes_directory(&self) -> bool {
+        self.file_type == FileType::Directory && matches!(self.kind, Kind::Added | Kind::Type)
+    }
 }
 
 /// What happened to a path.
@@ -280,7 +287,7 @@ fn file_at(overlay: &Overlay, point: Point, number: usize, mount: &Mount) -> Opt
 /// A path in a tree as one from the merged directory on.
 fn from_top(tree: &Tree, path: &[u8]) -> PathBuf {
     let mut full = vec![b'/'];
-    full.extend(if path.is_empty() { tree.prefix.clone() } else { join(&tree.prefix, path) });
+    full.extend(join(&tree.prefix, path));
     PathBuf::from(OsStr::from_bytes(&full))
 }
 

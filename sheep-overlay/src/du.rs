@@ -31,7 +31,7 @@ pub struct Used {
 /// Prints what the changes of each overlay take: a table, or a document a line with the key `du`. After an error it goes
 /// on with the others; the first error is the result.
 pub fn run(root: &DataRoot, args: &cli::Du) -> Result<()> {
-    let targets = find::targets(root, &args.overlays, args.from.as_deref())?;
+    let targets = find::targets(root, &args.targets.overlays, args.targets.from.as_deref())?;
     let mut rows = String::new();
     let done = crate::for_each(targets, "du", |target| {
         let line = one(root, target, args.json)?;

@@ -113,6 +113,35 @@ pub fn warn(program: &str, message: &str) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
+/// What came of several things, each of which is done whatever becomes of the others. The first error is the result, so that it
+/// sets the exit code; later ones are printed at once.
+#[derive(Debug)]
+pub struct Several {
+    program: &'static str,
+    first: anyhow::Result<()>,
+}
+
+impl Several {
+    /// Nothing yet, of a program.
+    pub fn of(program: &'static str) -> Self {
+        Several { program, first: Ok(()) }
+    }
+
+    /// One more.
+    pub fn add(&mut self, done: anyhow::Result<()>) {
+        match (done, &self.first) {
+            (Ok(()), _) => {}
+            (Err(error), Ok(())) => self.first = Err(error),
+            (Err(error), Err(_)) => print_line(self.program, &error),
+        }
+    }
+
+    /// The first error.
+    pub fn result(self) -> anyhow::Result<()> {
+        self.first
+    }
+}
+
 /// Whether an error says that nobody reads our output any more.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))

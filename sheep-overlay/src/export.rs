@@ -28,9 +28,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::diff::{self, escaped};
 use crate::doc::{self, Overlay};
+use crate::paths::{join, split};
 use crate::shown::{Entry, Shown};
 use crate::state::DataRoot;
-use crate::walk::join;
 use crate::{PROGRAM, access, cli, exit, find, record, rotate, sys};
 use archive::{Archive, Style};
 use check::{Carries, Check};
@@ -72,8 +72,8 @@ pub fn run(root: &DataRoot, args: &cli::Export) -> Result<()> {
     }
 }
 
-/// The latest time that an entry may have, as reproducible-builds.org specifies it.
-fn source_date_epoch() -> Result<Option<i64>> {
+/// The latest time that an entry may have, in seconds, as reproducible-builds.org specifies it (`$SOURCE_DATE_EPOCH`).
+pub fn source_date_epoch() -> Result<Option<i64>> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Err(_) => Ok(None),
         Ok(text) => match text.parse() {
@@ -94,7 +94,7 @@ pub fn oci(overlay: &Overlay, latest: Option<i64>, out: &mut dyn Write) -> Resul
         }
         let mut put = || -> Result<()> {
             if *item == Item::Gone {
-                let (dir, name) = crate::shown::split(path);
+                let (dir, name) = split(path);
                 return archive.mark(&join(dir, &[b".wh.", name].concat()));
             }
             archive.put(&Found::of(path, &source.entry(path)?))?;

@@ -26,17 +26,12 @@ pub fn run(root: &DataRoot, args: &cli::Gc) -> Result<()> {
     if !args.dry_run {
         record::reap(root)?;
     }
-    let mut first = Ok(());
-    let mut note = |done: Result<()>| match (done, &first) {
-        (Ok(()), _) => {}
-        (Err(error), Ok(())) => first = Err(error),
-        (Err(error), Err(_)) => exit::print_line(PROGRAM, &error),
-    };
+    let mut several = exit::Several::of(PROGRAM);
     for id in record::ids(root)? {
-        note(one(root, &id, args).with_context(|| format!("gc: {id}")));
+        several.add(one(root, &id, args).with_context(|| format!("gc: {id}")));
     }
-    note(undo_layers(root, args, limits).context("gc: what 'apply --undo' needs"));
-    first
+    several.add(undo_layers(root, args, limits).context("gc: what 'apply --undo' needs"));
+    several.result()
 }
 
 /// How much 'apply' may keep for '--undo'.

@@ -87,6 +87,11 @@ impl Inode<'_> {
     }
 }
 
+/// When an inode changed last, content, attributes and names included: its `ctime`, seconds and nanoseconds.
+pub fn changed(stat: &Stat) -> (i64, i64) {
+    (stat.st_ctime, stat.st_ctime_nsec as i64)
+}
+
 /// Reads into `buffer` what a call gives: mostly little, and at most 64 KiB (XATTR_LIST_MAX, XATTR_SIZE_MAX). The kernel
 /// makes a buffer of the same size for each call, so a small one comes first.
 fn in_steps(buffer: &mut Vec<u8>, read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<(), Errno> {

@@ -9,7 +9,7 @@ use crate::{cli, rotate};
 
 /// Prints the document of each overlay. After an error it goes on with the others; the first error is the result.
 pub fn run(root: &DataRoot, args: &cli::Inspect) -> Result<()> {
-    let targets = find::targets(root, &args.overlays, args.from.as_deref())?;
+    let targets = find::targets(root, &args.targets.overlays, args.targets.from.as_deref())?;
     crate::for_each(targets, "inspect", |target| print(root, target, args.print.as_deref()))
 }
 

@@ -41,6 +41,7 @@ pub mod mountinfo;
 pub mod mountpoint;
 pub mod namespace;
 pub mod parts;
+pub mod paths;
 pub mod quota;
 pub mod record;
 pub mod remove;
@@ -66,7 +67,7 @@ pub mod view;
 pub mod walk;
 pub mod why;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 /// The program's name, as its messages begin.
 pub const PROGRAM: &str = "sheep-overlay";
@@ -105,16 +106,11 @@ pub fn run(cli: cli::Cli) -> Result<()> {
     }
 }
 
-/// Does the same for several overlays. After an error it goes on with the others; the first error is the result, so that
-/// it sets the exit code, and later ones are printed at once.
+/// Does the same for several overlays.
 fn for_each(targets: Vec<find::Target>, verb: &str, mut act: impl FnMut(find::Target) -> Result<()>) -> Result<()> {
-    let mut first = Ok(());
+    let mut several = exit::Several::of(PROGRAM);
     for target in targets {
-        match (act(target), &first) {
-            (Ok(()), _) => {}
-            (Err(error), Ok(())) => first = Err(error.context(verb.to_owned())),
-            (Err(error), Err(_)) => exit::print_line(PROGRAM, &error.context(verb.to_owned())),
-        }
+        several.add(act(target).with_context(|| verb.to_owned()));
     }
-    first
+    several.result()
 }

@@ -14,9 +14,10 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 
+use crate::inode::changed;
+use crate::paths::join;
 use crate::stack::open_alone;
 use crate::sys;
-use crate::walk::join;
 
 const FILE: &str = "listing";
 /// The first line of the file.
@@ -38,12 +39,7 @@ pub struct Seen {
 impl Seen {
     /// What there is of it in a file's attributes.
     pub fn of(stat: &Stat) -> Self {
-        Seen {
-            ino: stat.st_ino,
-            changed: (stat.st_ctime, stat.st_ctime_nsec as i64),
-            mode: stat.st_mode,
-            owner: (stat.st_uid, stat.st_gid),
-        }
+        Seen { ino: stat.st_ino, changed: changed(stat), mode: stat.st_mode, owner: (stat.st_uid, stat.st_gid) }
     }
 
     /// Whether it is a directory.

@@ -1,21 +1,22 @@
 //! What an overlay has at the paths that changed, read where its changes are, without the merged view.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, fstat, openat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 
 use crate::doc::{How, Overlay};
 use crate::history::Point;
 use crate::layer::Marks;
+use crate::paths::{bare, inside, join, split};
 use crate::stack::{self, Stack, open_beneath};
 use crate::trees::{self, Tree};
-use crate::walk::join;
+use crate::walk::names_in;
 use crate::{diff, record};
 
 /// The trees of an overlay, opened.
@@ -93,14 +94,9 @@ impl Shown {
             let (dir, _) = stack::open_alone(dir).with_context(|| dir.display().to_string())?;
             return stat_in(dir, CString::new(copy.file_name().unwrap_or_default().as_bytes())?);
         }
-        let is_in = |tree: &Tree| {
-            tree.prefix.is_empty() || Path::new(OsStr::from_bytes(path)).starts_with(OsStr::from_bytes(&tree.prefix))
-        };
-        let Some((tree, place)) = self.trees.iter().rev().find(|(tree, _)| is_in(tree)) else {
-            bail!("it is in no tree of the overlay")
-        };
-        let inside = path.strip_prefix(&tree.prefix[..]).unwrap_or(path);
-        let (dir, name) = split(inside.strip_prefix(b"/").unwrap_or(inside));
+        let found = self.trees.iter().rev().find_map(|(tree, place)| Some((inside(path, &tree.prefix)?, place)));
+        let Some((inside, place)) = found else { bail!("it is in no tree of the overlay") };
+        let (dir, name) = split(inside);
         let name = CString::new(if name.is_empty() { b"." } else { name }).context("a name with a NUL")?;
         let root = match place {
             Place::Tree(root) => root,
@@ -134,11 +130,13 @@ impl Shown {
 }
 
 fn directories_below(prefix: &[u8], root: &OwnedFd, found: &mut Vec<(Vec<u8>, Stat)>) -> Result<()> {
+    let mut buffer = vec![MaybeUninit::uninit(); 16 << 10];
     let mut pending = vec![(prefix.to_vec(), root.try_clone()?)];
     while let Some((path, dir)) = pending.pop() {
         let shown = || format!("/{}", diff::escaped(&path));
         found.push((path.clone(), fstat(&dir)?));
-        for name in directories_in(&dir).with_context(shown)? {
+        let names = names_in(&dir, &mut buffer).with_context(shown)?;
+        for (name, _) in names.into_iter().filter(|(_, kind)| *kind == FileType::Directory) {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match openat(&dir, &*name, flags, Mode::empty()) {
                 Ok(inner) => pending.push((join(&path, name.to_bytes()), inner)),
@@ -155,11 +153,7 @@ fn directories_of(prefix: &[u8], stack: &Stack, found: &mut Vec<(Vec<u8>, Stat)>
     let mut pending = vec![(Vec::new(), stack.root()?)];
     while let Some((path, dir)) = pending.pop() {
         let Some(stat) = dir.stat() else { continue };
-        let full = match (prefix, &path[..]) {
-            (prefix, b"") => prefix.to_vec(),
-            (prefix, path) => join(prefix, path),
-        };
-        found.push((full, *stat));
+        found.push((join(prefix, &path), *stat));
         for entry in stack.list(&dir, &path, &mut buffer)? {
             if entry.kind == FileType::Directory {
                 pending.push((join(&path, entry.name.to_bytes()), stack.child(&dir, &entry.name, &path)?));
@@ -167,26 +161,6 @@ fn directories_of(prefix: &[u8], stack: &Stack, found: &mut Vec<(Vec<u8>, Stat)>
         }
     }
     Ok(())
-}
-
-fn directories_in(dir: &OwnedFd) -> Result<Vec<CString>> {
-    let mut buffer = vec![MaybeUninit::uninit(); 16 << 10];
-    let mut names = Vec::new();
-    let mut entries = RawDir::new(dir, &mut buffer);
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        let name = entry.file_name();
-        let is_dir = match entry.file_type() {
-            FileType::Unknown => {
-                FileType::from_raw_mode(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) == FileType::Directory
-            }
-            kind => kind == FileType::Directory,
-        };
-        if is_dir && !matches!(name.to_bytes(), b"." | b"..") {
-            names.push(name.to_owned());
-        }
-    }
-    Ok(names)
 }
 
 fn in_view(stack: &Stack, path: &[u8], name: CString) -> Result<Option<Entry>> {
@@ -201,27 +175,4 @@ fn stat_in(dir: OwnedFd, name: CString) -> Result<Option<Entry>> {
         Err(Errno::NOENT) => Ok(None),
         Err(e) => Err(e).with_context(|| name.to_string_lossy().into_owned()),
     }
-}
-
-/// A path as this module takes it.
-pub fn bare(path: &Path) -> Vec<u8> {
-    path.as_os_str().as_bytes().strip_prefix(b"/").unwrap_or_default().to_vec()
-}
-
-/// The directory of a path, and the name in it.
-pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (&path[..0], path),
-    }
-}
-
-/// All directories above a path, but for the root, the topmost first.
-pub fn above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at])
-}
-
-/// Whether a path is somewhere below a directory.
-pub fn is_below(path: &[u8], dir: &[u8]) -> bool {
-    dir.is_empty() && !path.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"))
 }

@@ -444,11 +444,20 @@ pub fn open_alone(path: &Path) -> Result<(OwnedFd, bool), Errno> {
 /// Opens the directory `path` below `root` for reading, through no symbolic link. The path may be longer than the kernel
 /// takes in one piece.
 pub fn open_beneath(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    open_in_pieces(root.as_fd(), path, ResolveFlags::empty())
+}
+
+/// The same, and over no mount.
+pub fn open_within(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    open_in_pieces(root.as_fd(), path, ResolveFlags::NO_XDEV)
+}
+
+fn open_in_pieces(root: BorrowedFd<'_>, path: &[u8], resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | resolve;
     let mut at: Option<OwnedFd> = None;
     let mut rest = path;
     loop {
-        let from = at.as_ref().map_or(root.as_fd(), |at| at.as_fd());
+        let from = at.as_ref().map_or(root, |at| at.as_fd());
         if rest.len() < PIECE_OF_PATH {
             let last = if rest.is_empty() { &b"."[..] } else { rest };
             return openat2(from, last, DIRECTORY, Mode::empty(), resolve);

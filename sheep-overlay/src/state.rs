@@ -217,6 +217,12 @@ fn journals_writeback(file: &File) -> bool {
     mountinfo::read().unwrap_or_default().iter().find(|entry| entry.device == device).is_some_and(is_default)
 }
 
+/// The moment that a time in a document names: seconds since 1970, and nanoseconds.
+pub fn moment(time: &str) -> Result<(i64, i64)> {
+    let time: jiff::Timestamp = time.parse().with_context(|| format!("{time:?} is no time"))?;
+    Ok((time.as_second(), i64::from(time.subsec_nanosecond())))
+}
+
 /// Reads a JSON file. `None` where it does not exist; an error that names the file where it is not what it should be: a
 /// state file is never guessed at.
 pub fn read_json<T: DeserializeOwned>(file: &Path) -> Result<Option<T>> {

@@ -9,14 +9,13 @@ use serde_json::json;
 
 use crate::applied::ABROAD;
 use crate::applied::known::Known;
-use crate::apply::moment;
 use crate::diff::escaped;
 use crate::doc::{Freeze, How, Overlay, name_to_json, write_out};
 use crate::find::{self, Target};
 use crate::listing::{self, Listing};
+use crate::paths::{above, bare, join};
 use crate::state::DataRoot;
-use crate::walk::join;
-use crate::{access, branch, cli, record, rotate, shown};
+use crate::{access, branch, cli, record, rotate, state};
 
 /// What became of a path of a lower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +46,7 @@ impl Drift {
 /// Prints what was changed in the lowers of each overlay: `M /path`, or a document a line. That something was is an error
 /// (1), so that a script can ask.
 pub fn run(root: &DataRoot, args: &cli::Status) -> Result<()> {
-    let targets = find::targets(root, &args.overlays, args.from.as_deref())?;
+    let targets = find::targets(root, &args.targets.overlays, args.targets.from.as_deref())?;
     crate::for_each(targets, "status", |target| one(root, target, args.json))
 }
 
@@ -89,23 +88,18 @@ fn one(root: &DataRoot, target: Target, json: bool) -> Result<()> {
 fn changes(root: &DataRoot, overlay: &Overlay, dir: &Path) -> Result<BTreeMap<Vec<u8>, Drift>> {
     let listing = Listing::read(&branch::origin(overlay, dir))?;
     let known = Known::read(dir);
-    let since = moment(overlay.since.as_ref().unwrap_or(&overlay.created))?;
+    let since = state::moment(overlay.since.as_ref().unwrap_or(&overlay.created))?;
     let mut found = BTreeMap::new();
     for (prefix, lower) in lowers(overlay) {
         if lower.starts_with(root.layers()) {
             continue;
         }
-        let full = |path: &[u8]| match (&prefix[..], path) {
-            (prefix, b"") => prefix.to_vec(),
-            (b"", path) => path.to_vec(),
-            (prefix, path) => join(prefix, path),
-        };
         let now = listing::entries(&lower)?;
         let before = listing.as_ref().and_then(|listing| listing.of(&lower));
         // What 'apply' keeps for an undo, where it has no other place.
         let is_kept = |path: &[u8]| path.split(|byte| *byte == b'/').any(|part| part == ABROAD.as_bytes());
         for (path, seen) in now.iter().filter(|(path, _)| !is_kept(path)) {
-            let path_in_view = full(path);
+            let path_in_view = join(&prefix, path);
             let drift = match before.map(|before| before.get(path)) {
                 Some(Some(before)) if before.is(seen) => continue,
                 Some(Some(_)) => Drift::Modified,
@@ -119,8 +113,8 @@ fn changes(root: &DataRoot, overlay: &Overlay, dir: &Path) -> Result<BTreeMap<Ve
             }
         }
         for path in before.iter().flat_map(|before| before.keys()).filter(|path| !now.contains_key(*path)) {
-            let path = full(path);
-            if !known.is_gone(&path) && !shown::above(&path).any(|dir| known.is_gone(dir)) {
+            let path = join(&prefix, path);
+            if !known.is_gone(&path) && !above(&path).any(|dir| known.is_gone(dir)) {
                 found.insert(path, Drift::Deleted);
             }
         }
@@ -132,6 +126,6 @@ fn changes(root: &DataRoot, overlay: &Overlay, dir: &Path) -> Result<BTreeMap<Ve
 fn lowers(overlay: &Overlay) -> Vec<(Vec<u8>, PathBuf)> {
     let top = overlay.lower.iter().map(|lower| (Vec::new(), lower.0.clone()));
     let parts = overlay.mounts.iter().filter(|mount| mount.how == How::Overlay);
-    let parts = parts.flat_map(|mount| mount.lower.iter().map(|lower| (shown::bare(&mount.path), lower.0.clone())));
+    let parts = parts.flat_map(|mount| mount.lower.iter().map(|lower| (bare(&mount.path), lower.0.clone())));
     top.chain(parts).collect()
 }

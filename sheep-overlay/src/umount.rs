@@ -16,7 +16,7 @@ use crate::{
 
 /// Unmounts each overlay. After an error it goes on with the others; the first error is the result.
 pub fn run(root: &DataRoot, args: &cli::Umount) -> Result<()> {
-    let targets = find::targets(root, &args.overlays, args.from.as_deref())?;
+    let targets = find::targets(root, &args.targets.overlays, args.targets.from.as_deref())?;
     record::reap(root)?;
     // `umount .` from within: this process at least shall not be what keeps it busy.
     std::env::set_current_dir("/").context("chdir /")?;

@@ -5,13 +5,15 @@
 //! opened again from the root, so that a tree of any width and depth needs a bounded number of descriptors.
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags, Stat, openat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, openat, statat};
 
+use crate::paths::{join, split};
 use crate::stack::{Dir, Stack, open_beneath};
 
 /// How many descriptors directories may keep open for their children.
@@ -89,10 +91,7 @@ impl Walk {
         if pending.path.is_empty() {
             return Ok(self.root.clone());
         }
-        let (path, name) = match pending.path.iter().rposition(|byte| *byte == b'/') {
-            Some(at) => (&pending.path[..at], &pending.path[at + 1..]),
-            None => (&[][..], &pending.path[..]),
-        };
+        let (path, name) = split(&pending.path);
         match &pending.parent {
             Parent::Open(parent) => self.step(parent, path, name),
             Parent::Closed(lowers) => {
@@ -126,13 +125,21 @@ impl Walk {
     }
 }
 
-/// `path/name`; `name` alone where `path` is the root's.
-pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut joined = Vec::with_capacity(path.len() + 1 + name.len());
-    if !path.is_empty() {
-        joined.extend_from_slice(path);
-        joined.push(b'/');
+/// The names in a directory that is at its beginning, with their types, which are never unknown. `buffer` is scratch space.
+pub fn names_in(dir: impl AsFd, buffer: &mut [MaybeUninit<u8>]) -> rustix::io::Result<Vec<(CString, FileType)>> {
+    let mut names = Vec::new();
+    let mut entries = RawDir::new(&dir, buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            FileType::Unknown => FileType::from_raw_mode(statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode),
+            kind => kind,
+        };
+        names.push((name.to_owned(), kind));
     }
-    joined.extend_from_slice(name);
-    joined
+    Ok(names)
 }

@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use super::Journal;
 use super::steps::{Work, stat};
 use crate::doc::DocPath;
+use crate::inode::changed;
 use crate::listing::Seen;
+use crate::paths::{join, split};
 use crate::record;
-use crate::shown::split;
 use crate::state::{self, DataRoot, Durability};
-use crate::walk::join;
 
 /// The inodes, by their paths from the merged directory on (without a leading slash); number 0 where there is nothing.
 #[derive(Debug, Default)]
@@ -64,20 +64,9 @@ impl Known {
 
     /// Notes what is at a path now.
     pub fn note(&mut self, path: &[u8], stat: Option<&Stat>) {
-        match stat {
-            Some(stat) => {
-                let inode = Inode {
-                    path: PathBuf::from(OsStr::from_bytes(path)).into(),
-                    number: stat.st_ino,
-                    changed: changed(stat),
-                };
-                self.0.insert(path.to_vec(), inode);
-            }
-            None => {
-                let inode = Inode { path: PathBuf::from(OsStr::from_bytes(path)).into(), number: 0, changed: (0, 0) };
-                self.0.insert(path.to_vec(), inode);
-            }
-        }
+        let (number, changed) = stat.map_or((0, (0, 0)), |stat| (stat.st_ino, changed(stat)));
+        let inode = Inode { path: PathBuf::from(OsStr::from_bytes(path)).into(), number, changed };
+        self.0.insert(path.to_vec(), inode);
     }
 
     /// Whether what is at a path is what was left there.
@@ -94,10 +83,7 @@ pub fn note_back(root: &DataRoot, dir: &Path, journal: &Journal) -> Result<()> {
     }
     let mut known = Known::read(&own);
     let mut work = Work::open(dir, journal)?;
-    let full = |place: usize, path: &[u8]| {
-        let prefix = journal.places[place].prefix.0.as_os_str().as_bytes();
-        if path.is_empty() { prefix.to_vec() } else { join(prefix, path) }
-    };
+    let full = |place: usize, path: &[u8]| join(journal.places[place].prefix.0.as_os_str().as_bytes(), path);
     for step in journal.steps.iter().filter(|step| !step.overruled) {
         let path = step.path.0.as_os_str().as_bytes();
         let (above, name) = split(path);
@@ -111,8 +97,4 @@ pub fn note_back(root: &DataRoot, dir: &Path, journal: &Journal) -> Result<()> {
         known.note(&full(directory.place, path), Some(&fstat(&opened)?));
     }
     known.write(&own)
-}
-
-fn changed(stat: &Stat) -> (i64, i64) {
-    (stat.st_ctime, stat.st_ctime_nsec as i64)
 }

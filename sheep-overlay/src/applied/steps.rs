@@ -13,8 +13,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps, fremovexattr, fstat,
-    futimens, openat, openat2, renameat_with, statat, syncfs, utimensat,
+    AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps, fremovexattr, fstat, futimens, openat,
+    renameat_with, statat, syncfs, utimensat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,8 @@ use crate::diff::escaped;
 use crate::doc::DocPath;
 use crate::inode::{Inode, xattr_names};
 use crate::layer;
-use crate::shown::split;
+use crate::paths::split;
+use crate::stack::open_within;
 
 /// One rename. Its slot is its number in the journal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,13 +62,18 @@ pub struct Times {
 }
 
 impl Times {
+    fn of(stat: &Stat) -> Self {
+        Times { accessed: (stat.st_atime, stat.st_atime_nsec), modified: (stat.st_mtime, stat.st_mtime_nsec) }
+    }
+
     /// Those of a directory; none for anything else.
     pub fn of_directory(stat: &Stat) -> Option<Self> {
-        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        is_dir.then_some(Times {
-            accessed: (stat.st_atime, stat.st_atime_nsec),
-            modified: (stat.st_mtime, stat.st_mtime_nsec),
-        })
+        (FileType::from_raw_mode(stat.st_mode) == FileType::Directory).then(|| Times::of(stat))
+    }
+
+    fn stamps(self) -> Timestamps {
+        let time = |(seconds, nanoseconds): (i64, u64)| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ };
+        Timestamps { last_access: time(self.accessed), last_modification: time(self.modified) }
     }
 }
 
@@ -96,10 +102,9 @@ pub struct Attributes {
     pub mode: u32,
     /// The user and the group.
     pub owner: (u32, u32),
-    /// The time of the last access, seconds and nanoseconds.
-    pub accessed: (i64, u64),
-    /// The time of the last modification.
-    pub modified: (i64, u64),
+    /// Its times.
+    #[serde(flatten)]
+    pub times: Times,
     /// The extended attributes, in base64, sorted.
     pub xattrs: Vec<(String, String)>,
 }
@@ -119,8 +124,7 @@ impl Attributes {
         Ok(Attributes {
             mode: stat.st_mode & 0o7777,
             owner: (stat.st_uid, stat.st_gid),
-            accessed: (stat.st_atime, stat.st_atime_nsec),
-            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            times: Times::of(&stat),
             xattrs,
         })
     }
@@ -142,19 +146,8 @@ impl Attributes {
         if fstat(dir)?.st_mode & 0o7777 != self.mode {
             inode.chmod(self.mode).context("chmod")?;
         }
-        set_times(dir, self.accessed, self.modified)
+        Ok(futimens(dir, &self.times.stamps())?)
     }
-
-    /// Whether they are the same but for the time of access.
-    pub fn same(&self, other: &Self) -> bool {
-        Attributes { accessed: other.accessed, ..self.clone() } == *other
-    }
-}
-
-fn set_times(dir: BorrowedFd<'_>, accessed: (i64, u64), modified: (i64, u64)) -> Result<()> {
-    let time = |(seconds, nanoseconds): (i64, u64)| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ };
-    futimens(dir, &Timestamps { last_access: time(accessed), last_modification: time(modified) })?;
-    Ok(())
 }
 
 fn counts(name: &[u8]) -> bool {
@@ -269,9 +262,7 @@ impl Work {
             if at != ino {
                 continue;
             }
-            let time = |(seconds, nanoseconds): (i64, u64)| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ };
-            let times = Timestamps { last_access: time(times.accessed), last_modification: time(times.modified) };
-            utimensat(&dir, &*name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            utimensat(&dir, &*name, &times.stamps(), AtFlags::SYMLINK_NOFOLLOW)
                 .with_context(|| format!("/{}", escaped(step.path.0.as_os_str().as_bytes())))?;
         }
         Ok(())
@@ -373,27 +364,6 @@ pub fn stat(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<Option<Stat>> 
     }
 }
 
-/// Opens a directory of a target: through no symbolic link, and over no mount.
-pub fn open_within(top: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
-    const PIECE: usize = 4000;
-    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut at: Option<OwnedFd> = None;
-    let mut rest = path;
-    loop {
-        let from = at.as_ref().map_or(top, |at| at.as_fd());
-        if rest.is_empty() {
-            return openat(from, ".", flags, Mode::empty());
-        }
-        if rest.len() < PIECE {
-            return openat2(from, rest, flags, Mode::empty(), within);
-        }
-        let end = rest[..PIECE].iter().rposition(|byte| *byte == b'/').ok_or(Errno::NAMETOOLONG)?;
-        let part = openat2(from, &rest[..end], flags, Mode::empty(), within)?;
-        (at, rest) = (Some(part), &rest[end + 1..]);
-    }
-}
-
 /// The one rename of a step. `here` and `there` say whether there is something at the path, and in the slot.
 fn rename(
     dir: BorrowedFd<'_>,
@@ -422,12 +392,7 @@ pub fn keeping_times(dir: &Path, act: impl FnOnce() -> std::io::Result<()>) -> R
     let opened = open_dir(dir)?;
     let before = fstat(&opened)?;
     act()?;
-    let time = |seconds, nanoseconds: u64| (seconds, nanoseconds);
     // Who may not set them may not change the directory either.
-    let _ = set_times(
-        opened.as_fd(),
-        time(before.st_atime, before.st_atime_nsec),
-        time(before.st_mtime, before.st_mtime_nsec as u64),
-    );
+    let _ = Inode::Open(opened.as_fd()).set_times(&before);
     Ok(())
 }

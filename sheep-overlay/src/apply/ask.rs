@@ -11,9 +11,10 @@ use rustix::fs::FileType;
 use super::stage::Instead;
 use super::target::{Target, There};
 use crate::carry::open_file;
-use crate::diff::{Change, Hunks, Kind, line};
+use crate::diff::{Change, Hunks, Kind, is_text, line};
 use crate::exit;
-use crate::shown::{Entry, Shown, above, bare};
+use crate::paths::{above, bare};
+use crate::shown::{Entry, Shown};
 
 /// Larger texts are not shown hunk by hunk.
 const MUCH: i64 = 16 << 20;
@@ -94,7 +95,7 @@ pub fn choose<'a>(changes: &[&'a Change], shown: &Shown, target: &Target) -> Res
         };
         if yes {
             wanted.push(*change);
-        } else if change.file_type == FileType::Directory && matches!(change.kind, Kind::Added | Kind::Type) {
+        } else if change.makes_directory() {
             left.insert(path);
         }
     }
@@ -119,9 +120,8 @@ fn text(entry: &Entry) -> Result<Option<Vec<u8>>> {
         return Ok(None);
     }
     let mut content = Vec::new();
-    std::fs::File::from(open_file(entry)?).read_to_end(&mut content)?;
-    let is_text = !content.iter().take(8000).any(|byte| *byte == 0);
-    Ok(is_text.then_some(content))
+    std::fs::File::from(open_file(&entry.dir, &entry.name, &entry.stat)?).read_to_end(&mut content)?;
+    Ok(is_text(&content).then_some(content))
 }
 
 /// The content with the hunks that are wanted; `None` if none is.

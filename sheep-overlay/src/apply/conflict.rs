@@ -11,21 +11,23 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
 use super::target::{Target, There, is_mounted_on};
 use crate::applied::known::Known;
-use crate::branch;
 use crate::carry::open_file;
-use crate::diff::{Change, Kind};
+use crate::diff::{Change, Kind, same_bytes};
 use crate::doc::Overlay;
+use crate::inode::changed;
 use crate::layer::Marks;
 use crate::listing::{Listing, Seen};
-use crate::shown::{Entry, Shown, bare, split};
+use crate::paths::{bare, inside, join, split};
+use crate::shown::{Entry, Shown};
 use crate::stack::{Dir, Stack};
 use crate::trees::{self, Tree};
-use crate::walk::join;
+use crate::walk::names_in;
+use crate::{branch, state};
 
 /// What stands against a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +91,7 @@ impl<'a> Judge<'a> {
             }
         }
         let listing = if target.own { Listing::read(&branch::origin(overlay, dir))? } else { None };
-        let since = moment(overlay.since.as_ref().unwrap_or(&overlay.created))?;
+        let since = state::moment(overlay.since.as_ref().unwrap_or(&overlay.created))?;
         Ok(Judge { target, shown, before, since, known, listing })
     }
 
@@ -217,33 +219,12 @@ impl<'a> Judge<'a> {
     /// Where a path of the merged view is in the lowers: the directory, and the name in it.
     #[allow(clippy::type_complexity)]
     fn before(&self, path: &[u8]) -> Result<Option<(&Stack, Dir, CString, Vec<u8>)>> {
-        let is_in = |prefix: &[u8]| {
-            prefix.is_empty() || path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-        };
-        let Some((tree, stack)) = self.before.iter().rev().find(|(tree, _)| is_in(&tree.prefix)) else {
-            return Ok(None);
-        };
-        let inside = path.strip_prefix(&tree.prefix[..]).unwrap_or(path);
-        let (above, name) = split(inside.strip_prefix(b"/").unwrap_or(inside));
-        let mut dir = stack.root()?;
-        let mut at: Vec<u8> = Vec::new();
-        for part in above.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
-            dir = stack.child(&dir, &CString::new(part)?, &at)?;
-            at = join(&at, part);
-        }
-        Ok(Some((stack, dir, CString::new(if name.is_empty() { b"." } else { name })?, at)))
+        let found = self.before.iter().rev().find_map(|(tree, stack)| Some((inside(path, &tree.prefix)?, stack)));
+        let Some((inside, stack)) = found else { return Ok(None) };
+        let (above, name) = split(inside);
+        let name = CString::new(if name.is_empty() { b"." } else { name })?;
+        Ok(Some((stack, stack.find(above)?, name, above.to_vec())))
     }
-}
-
-/// The moment that a document's time names.
-pub fn moment(time: &str) -> Result<Moment> {
-    let time: jiff::Timestamp = time.parse().with_context(|| format!("{time:?} is no time"))?;
-    Ok((time.as_second(), i64::from(time.subsec_nanosecond())))
-}
-
-/// When an inode changed last, attributes and names included.
-pub fn changed(stat: &Stat) -> Moment {
-    (stat.st_ctime, stat.st_ctime_nsec as i64)
 }
 
 fn no_directory(why: Errno) -> Theirs {
@@ -266,9 +247,10 @@ pub fn any_below(path: &[u8], entry: &Entry, is: &dyn Fn(&[u8], &Stat) -> bool) 
     if !is_dir(&entry.stat) {
         return Ok(false);
     }
+    let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
     let mut pending = vec![(path.to_vec(), open_child(entry)?)];
     while let Some((path, dir)) = pending.pop() {
-        for name in names(&dir)? {
+        for (name, _) in names_in(&dir, &mut buffer)? {
             let stat = match statat(&dir, &*name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => return Ok(true),
@@ -295,19 +277,6 @@ fn open_named(dir: &OwnedFd, name: &CString) -> Result<OwnedFd> {
     openat(dir, &**name, flags, Mode::empty()).with_context(|| name.to_string_lossy().into_owned())
 }
 
-fn names(dir: &OwnedFd) -> Result<Vec<CString>> {
-    let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
-    let mut names = Vec::new();
-    let mut entries = RawDir::new(dir, &mut buffer);
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push(entry.file_name().to_owned());
-        }
-    }
-    Ok(names)
-}
-
 /// Whether two entries are the same to who looks at type, permissions, and content, target or device number.
 pub fn same(a: &Entry, b: &Entry) -> Result<bool> {
     let (kind, mode) = (FileType::from_raw_mode(a.stat.st_mode), |entry: &Entry| entry.stat.st_mode & 0o7777);
@@ -324,27 +293,19 @@ pub fn same(a: &Entry, b: &Entry) -> Result<bool> {
 }
 
 fn same_content(a: &Entry, b: &Entry) -> Result<bool> {
-    const PIECE: usize = 128 << 10;
-    let (a, b) = (open_file(a)?, open_file(b)?);
-    let (mut left, mut right) = (vec![0; PIECE], vec![0; PIECE]);
-    let mut at = 0;
-    loop {
-        let count = crate::diff::read_full(&a, &mut left, at)?;
-        if count != crate::diff::read_full(&b, &mut right, at)? || left[..count] != right[..count] {
-            return Ok(false);
-        }
-        if count < PIECE {
-            return Ok(true);
-        }
-        at += count as u64;
-    }
+    same_bytes(
+        &open_file(&a.dir, &a.name, &a.stat)?,
+        &open_file(&b.dir, &b.name, &b.stat)?,
+        &mut Vec::new(),
+        &mut Vec::new(),
+    )
 }
 
 /// Whether a directory is, with all below it, what the lowers have.
 fn same_trees(stack: &Stack, lower: &Dir, path: &[u8], there: OwnedFd) -> Result<bool> {
     let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
     let entries = stack.list(lower, path, &mut buffer)?;
-    let ours: HashSet<CString> = names(&there)?.into_iter().collect();
+    let ours: HashSet<CString> = names_in(&there, &mut buffer)?.into_iter().map(|(name, _)| name).collect();
     if entries.len() != ours.len() || !entries.iter().all(|entry| ours.contains(&entry.name)) {
         return Ok(false);
     }

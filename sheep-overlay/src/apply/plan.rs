@@ -8,7 +8,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::target::{Target, There};
 use crate::diff::{Change, Kind, escaped};
-use crate::shown::{above, bare, split};
+use crate::paths::{above, bare, split};
 
 /// A name that is to change.
 pub struct Planned {

@@ -11,14 +11,15 @@ use rustix::fs::{FileType, Stat, fstat};
 use super::conflict::Judge;
 use super::plan::Plan;
 use super::target::Target;
-use crate::applied::steps::{Attributes, Directory, Step, Times, open_within, slot_name, stat};
-use crate::applied::{Journal, Transaction, open_dir};
+use crate::applied::steps::{Attributes, Directory, Step, Times, slot_name, stat};
+use crate::applied::{Journal, Transaction};
 use crate::carry::{Carrier, attributes};
 use crate::diff::escaped;
 use crate::doc::DocPath;
 use crate::inode::Inode;
-use crate::shown::{Shown, split};
-use crate::walk::join;
+use crate::paths::{join, split};
+use crate::shown::Shown;
+use crate::stack::open_within;
 
 /// What a file is to have in the place of what the overlay shows: of files of which only some of the changes are wanted.
 pub type Instead = std::collections::HashMap<Vec<u8>, Vec<u8>>;
@@ -97,9 +98,7 @@ fn directory(
     path: &[u8],
     whole: bool,
 ) -> Result<(Attributes, Attributes, bool)> {
-    let (place, inside) = target.place_of(path);
-    let top = open_dir(&target.places()[place].path)?;
-    let dir = open_within(top.as_fd(), inside)?;
+    let dir = target.open(path)?;
     let old = Attributes::of(dir.as_fd())?;
     let mut new = old.clone();
     let is_anothers = judge.is_anothers(path, &fstat(&dir)?);
@@ -110,14 +109,14 @@ fn directory(
             if whole {
                 new = wanted.clone();
             }
-            (new.accessed, new.modified) = (wanted.accessed, wanted.modified);
+            new.times = wanted.times;
         }
         _ => {}
     }
     // What others did in it counts too.
     if is_anothers {
         let now = jiff::Timestamp::now();
-        new.modified = (now.as_second(), u64::from(now.subsec_nanosecond().unsigned_abs()));
+        new.times.modified = (now.as_second(), u64::from(now.subsec_nanosecond().unsigned_abs()));
     }
     Ok((old, new, is_anothers))
 }

@@ -11,9 +11,11 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
 
 use crate::applied;
-use crate::applied::steps::{open_within, stat};
+use crate::applied::steps::stat;
 use crate::doc::{DocPath, How, Overlay};
-use crate::shown::{self, Entry, split};
+use crate::paths::{bare, inside, split};
+use crate::shown::Entry;
+use crate::stack::open_within;
 use crate::state::DataRoot;
 use crate::{exit, trees};
 
@@ -63,8 +65,7 @@ impl Target {
     pub fn of_lowers(root: &DataRoot, overlay: &Overlay) -> Result<Self> {
         let mut places = vec![(Vec::new(), one(overlay, &overlay.lower)?)];
         for tree in &trees::of(overlay)[1..] {
-            let is_it =
-                |mount: &&crate::doc::Mount| mount.how == How::Overlay && shown::bare(&mount.path) == tree.prefix;
+            let is_it = |mount: &&crate::doc::Mount| mount.how == How::Overlay && bare(&mount.path) == tree.prefix;
             if let Some(mount) = overlay.mounts.iter().find(is_it) {
                 places.push((tree.prefix.clone(), one(overlay, &mount.lower)?));
             }
@@ -101,18 +102,16 @@ impl Target {
 
     /// Which place a path of the merged view is in, and the path from there on.
     pub fn place_of<'a>(&self, path: &'a [u8]) -> (usize, &'a [u8]) {
-        let inside = |place: &Place| -> Option<&'a [u8]> {
-            if place.prefix.is_empty() {
-                return Some(path);
-            }
-            match path.strip_prefix(&place.prefix[..])? {
-                b"" => Some(b""),
-                rest => rest.strip_prefix(b"/"),
-            }
-        };
         // The innermost is the last.
-        let found = self.places.iter().enumerate().rev().find_map(|(at, place)| Some((at, inside(place)?)));
+        let found =
+            self.places.iter().enumerate().rev().find_map(|(at, place)| Some((at, inside(path, &place.prefix)?)));
         found.unwrap_or((0, path))
+    }
+
+    /// Opens the directory at a path of the merged view.
+    pub fn open(&self, path: &[u8]) -> Result<OwnedFd> {
+        let (place, inside) = self.place_of(path);
+        Ok(open_within(self.places[place].top()?, inside)?)
     }
 
     /// What is at a path of the merged view.

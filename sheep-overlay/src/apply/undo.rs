@@ -10,12 +10,13 @@ use rustix::fs::{Stat, fstat};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::conflict::{Moment, Theirs, any_below, changed};
+use super::conflict::{Moment, Theirs, any_below};
 use crate::applied::known;
 use crate::applied::steps::{Step, Work, stat};
 use crate::applied::{self, Done, Journal, Store, Transaction};
 use crate::diff::{escaped, human};
 use crate::doc::{DocPath, Document, name_to_json, write_out};
+use crate::inode::changed;
 use crate::shown::Entry;
 use crate::state::{self, DataRoot, Durability};
 use crate::{cli, du, exit, find};

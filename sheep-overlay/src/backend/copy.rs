@@ -21,7 +21,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, fchmod, fchown, fremovexattr, fstat, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, fchmod, fchown, fremovexattr, fstat, openat, unlinkat};
 use rustix::io::Errno;
 
 use crate::inode::Inode;
@@ -29,7 +29,6 @@ use crate::layer::Marks;
 use crate::stack::{Stack, open_beneath};
 use crate::walk::Walk;
 use attributes::{Defaults, Losses};
-use data::{Content, PIECE, Ways};
 use links::Links;
 use note::Note;
 use queue::Queue;
@@ -62,13 +61,6 @@ struct Job {
     directories: Mutex<Vec<u8>>,
     /// Directories that their owner may not search or write: their modes are set when all is done.
     late_modes: Mutex<Vec<(Vec<u8>, u32)>>,
-}
-
-/// Copies the content of a regular file to an empty one: shared where the file system can, holes kept.
-pub(crate) fn copy_content(from: &OwnedFd, to: &OwnedFd, stat: &Stat, name: &str) -> Result<()> {
-    let name = || name.to_owned();
-    let content = Content { from, to, stat, from_name: name, to_name: name };
-    content.copy(&mut Ways::new(false), &mut vec![0; PIECE]).map(drop)
 }
 
 /// Copies what `lowers` (bottom first) show as one tree into the empty directory `destination`, and leaves a note for

@@ -18,8 +18,8 @@ use super::{Aspect, Depth, Kind, rename};
 use crate::doc::Overlay;
 use crate::inode::Inode;
 use crate::layer::Marks;
+use crate::paths::join;
 use crate::stack::{Dir, Stack};
-use crate::walk::join;
 
 /// A directory that is still to be looked at, and which layers merge into it before and now; before, perhaps none.
 struct Visit {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FileType, OFlags, Stat, fstat, readlinkat};
@@ -190,20 +190,24 @@ impl<'a> Compare<'a> {
             Ok(fd)
         };
         let (lower, real) = (open(lower)?, open(real)?);
-        self.left.resize(PIECE, 0);
-        self.right.resize(PIECE, 0);
-        let mut at = 0;
-        loop {
-            let left = read_full(&lower, &mut self.left, at)?;
-            let right = read_full(&real, &mut self.right, at)?;
-            if self.left[..left] != self.right[..right] {
-                return Ok(false);
-            }
-            if left < PIECE {
-                return Ok(true);
-            }
-            at += left as u64;
+        same_bytes(&lower, &real, &mut self.left, &mut self.right)
+    }
+}
+
+/// Whether two open files have the same content. `left` and `right` are scratch space.
+pub(crate) fn same_bytes(a: impl AsFd, b: impl AsFd, left: &mut Vec<u8>, right: &mut Vec<u8>) -> Result<bool> {
+    left.resize(PIECE, 0);
+    right.resize(PIECE, 0);
+    let mut at = 0;
+    loop {
+        let count = read_full(&a, left, at)?;
+        if count != read_full(&b, right, at)? || left[..count] != right[..count] {
+            return Ok(false);
         }
+        if count < PIECE {
+            return Ok(true);
+        }
+        at += count as u64;
     }
 }
 
@@ -217,10 +221,10 @@ fn is_acl(name: &[u8]) -> bool {
 }
 
 /// Fills the buffer but for the end of the file.
-pub(crate) fn read_full(file: &impl std::os::fd::AsFd, buffer: &mut [u8], at: u64) -> Result<usize> {
+fn read_full(file: impl AsFd, buffer: &mut [u8], at: u64) -> Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
-        match pread(file, &mut buffer[filled..], at + filled as u64) {
+        match pread(&file, &mut buffer[filled..], at + filled as u64) {
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(rustix::io::Errno::INTR) if !crate::sys::interrupted() => {}

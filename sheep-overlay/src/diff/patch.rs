@@ -13,17 +13,18 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use imara_diff::{Algorithm, Diff, InternedInput, sources::byte_lines};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, FileType, Stat, readlinkat, statat};
 use rustix::io::Errno;
 
 use super::{Aspect, Change, Depth, Kind, changes_between, layers_at, show};
+use crate::carry::open_file;
 use crate::doc::{How, Mount, Overlay, write_out};
 use crate::history::Span;
 use crate::layer::Marks;
+use crate::paths::{bare, inside, join, split};
 use crate::shown::{Entry, Shown};
 use crate::stack::{Dir, Stack};
 use crate::trees::{self, Tree};
-use crate::walk::join;
 use crate::{PROGRAM, exit, record};
 
 /// What is larger is not shown line by line.
@@ -90,7 +91,7 @@ pub fn between(overlay: &Overlay, span: Span) -> Result<()> {
         let mut after =
             changes[number + 1..].iter().take_while(|next| next.path.as_os_str().as_bytes().starts_with(name));
         let is_filled = after.any(|next| next.path.starts_with(&change.path));
-        let path = change.path.as_os_str().as_bytes().strip_prefix(b"/").unwrap_or_default().to_vec();
+        let path = bare(&change.path);
         let is_change = |mount: &&Mount| mount.how == How::File && mount.path.0 == change.path;
         if overlay.mounts.iter().any(|mount| is_change(&mount)) {
             notes.push(format!(
@@ -137,10 +138,7 @@ fn one(
     notes: &mut Vec<String>,
 ) -> Result<()> {
     let shown = || show::escaped(change.path.as_os_str().as_bytes());
-    let from = match &change.from {
-        Some(from) => from.as_os_str().as_bytes().strip_prefix(b"/").unwrap_or_default().to_vec(),
-        None => path.to_vec(),
-    };
+    let from = change.from.as_deref().map_or_else(|| path.to_vec(), bare);
     if change.kind == Kind::Opaque {
         return Ok(());
     }
@@ -191,19 +189,19 @@ fn one(
     Ok(())
 }
 
+/// Whether content is that of a text, as git tells it from a binary file.
+pub(crate) fn is_text(content: &[u8]) -> bool {
+    !content.iter().take(8000).any(|byte| *byte == 0)
+}
+
 impl Sides<'_> {
     /// A path from the merged directory on as one from this tree's root on.
     fn inside<'a>(&self, path: &'a [u8]) -> &'a [u8] {
-        let rest = path.strip_prefix(&self.tree.prefix[..]).unwrap_or(path);
-        rest.strip_prefix(b"/").unwrap_or(rest)
+        inside(path, &self.tree.prefix).unwrap_or(path)
     }
 
     fn split<'a>(&self, path: &'a [u8]) -> Result<(&'a [u8], CString)> {
-        let inside = self.inside(path);
-        let (dir, name) = match inside.iter().rposition(|byte| *byte == b'/') {
-            Some(at) => (&inside[..at], &inside[at + 1..]),
-            None => (&inside[..0], inside),
-        };
+        let (dir, name) = split(self.inside(path));
         let name = if name.is_empty() { b"." } else { name };
         Ok((dir, CString::new(name).context("a name with a NUL")?))
     }
@@ -220,12 +218,10 @@ impl Sides<'_> {
             FileType::Symlink => Ok(Side::Link(readlinkat(dir, name, Vec::new())?.into_bytes())),
             FileType::RegularFile if stat.st_size as u64 > MUCH => Ok(Side::Binary),
             FileType::RegularFile => {
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let file = std::fs::File::from(openat(dir, name, flags, Mode::empty())?);
+                let file = std::fs::File::from(open_file(dir, name, stat)?);
                 let mut content = Vec::new();
                 std::io::Read::read_to_end(&mut std::io::Read::take(file, MUCH + 1), &mut content)?;
-                // As git tells binary from text.
-                if content.len() as u64 > MUCH || content.iter().take(8000).any(|byte| *byte == 0) {
+                if content.len() as u64 > MUCH || !is_text(&content) {
                     return Ok(Side::Binary);
                 }
                 Ok(Side::File(stat.st_mode & 0o100 != 0, content))

@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, FileType, RawDir, Stat, StatxFlags, fstat, statat, statx};
+use rustix::fs::{AtFlags, FileType, Stat, StatxFlags, fstat, statat, statx};
 use rustix::io::Errno;
 
 use super::compare::{Compare, Entry};
@@ -22,10 +22,11 @@ use crate::backend::copy::note::{Directories, Note};
 use crate::doc::{Backend, Overlay};
 use crate::inode::Inode;
 use crate::layer::{self, Marks};
+use crate::paths::join;
 use crate::record;
 use crate::stack::{self, Stack};
 use crate::trees::Tree;
-use crate::walk::{Pair, Pending, Walk, join};
+use crate::walk::{Pair, Pending, Walk, names_in};
 
 /// The inode number of the empty directory that stands in a btrfs snapshot for a subvolume of the original, and that of
 /// the root of every subvolume.
@@ -145,7 +146,7 @@ impl Diff<'_> {
         let mut exact = visit.exact || own.opaque;
         let mut names = HashSet::new();
         let mut deleted = Vec::new();
-        for (name, kind) in self.list(pair)? {
+        for (name, kind) in names_in(&pair.real, &mut self.listing)? {
             if self.compare.fuse && matches!(self.kept, Kept::Upper) && name.to_bytes().starts_with(b".wh.") {
                 // Where fuse-overlayfs may not make whiteouts, it marks by names.
                 match &name.to_bytes()[4..] {
@@ -306,26 +307,6 @@ impl Diff<'_> {
         found.lower = Some(pair.lower.lower_of(layer));
         found.old = stat.map(Box::new);
         self.found.push(found);
-    }
-
-    fn list(&mut self, pair: &Pair) -> Result<Vec<(CString, FileType)>> {
-        let mut names = Vec::new();
-        let mut entries = RawDir::new(&pair.real, &mut self.listing);
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let kind = match entry.file_type() {
-                FileType::Unknown => {
-                    FileType::from_raw_mode(statat(&pair.real, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode)
-                }
-                kind => kind,
-            };
-            names.push((name.to_owned(), kind));
-        }
-        Ok(names)
     }
 }
 

@@ -7,15 +7,16 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat, fstat, major, minor, openat, readlinkat, seek};
+use rustix::fs::{FileType, SeekFrom, Stat, fstat, major, minor, readlinkat, seek};
 use rustix::io::Errno;
 use tar::{EntryType, Header};
 
 use super::merged::Found;
+use crate::carry::open_file;
 use crate::inode::{Inode, xattr_names};
 use crate::layer;
 
@@ -105,7 +106,10 @@ impl<W: Write> Archive<W> {
 
     /// A file with its content, which may not change meanwhile: that would shift all that follows.
     fn file(&mut self, entry: &Found<'_>, mut header: Header, mut records: Records) -> Result<()> {
-        let file = open(entry)?;
+        let file = File::from(open_file(entry.dir, entry.name, &entry.stat)?);
+        if !is_as_before(&fstat(&file)?, &entry.stat) {
+            bail!("changed while it was read; export again");
+        }
         let size = entry.stat.st_size as u64;
         let data = if self.style.sparse { data_ranges(&file, &entry.stat)? } else { None };
         let mut map = Vec::new();
@@ -270,20 +274,6 @@ fn xattrs(inode: Inode<'_>, records: &mut Records) -> Result<()> {
         records.push((format!("SCHILY.xattr.{name}"), value.clone()));
     }
     Ok(())
-}
-
-/// Opens a regular file of the view for reading, as root without a trace in its access time.
-pub fn open(entry: &Found<'_>) -> Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file: OwnedFd = match openat(entry.dir, entry.name, flags | OFlags::NOATIME, Mode::empty()) {
-        Err(Errno::PERM) => openat(entry.dir, entry.name, flags, Mode::empty())?,
-        opened => opened?,
-    };
-    let stat = fstat(&file)?;
-    if (stat.st_dev, stat.st_ino) != (entry.stat.st_dev, entry.stat.st_ino) || !is_as_before(&stat, &entry.stat) {
-        bail!("changed while it was read; export again");
-    }
-    Ok(file.into())
 }
 
 /// Whether a file was left alone between two looks at it.

@@ -14,7 +14,7 @@ use super::plan::Item;
 use crate::carry::{Carrier, attributes};
 use crate::diff::escaped;
 use crate::inode::Inode;
-use crate::shown::split;
+use crate::paths::split;
 use crate::stack::open_beneath;
 use crate::{PROGRAM, exit, layer, remove, state};
 

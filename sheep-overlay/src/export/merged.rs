@@ -14,9 +14,9 @@ use crate::diff::escaped;
 use crate::doc::{Backend, How, Overlay};
 use crate::idmap::{self, Map};
 use crate::layer::Marks;
-use crate::shown::{Entry, bare, is_below, split};
+use crate::paths::{bare, inside, is_below, join, split};
+use crate::shown::Entry;
 use crate::stack::{self, Dir, Stack};
-use crate::walk::join;
 use crate::{record, trees};
 
 /// How many descriptors directories that are still to be walked may keep open.
@@ -138,13 +138,11 @@ impl Merged {
 
     /// The tree that a path is in, and the path from its root.
     pub fn part_of<'p>(&self, path: &'p [u8]) -> Result<(usize, &'p [u8])> {
-        let fits = |part: &Part| part.prefix == path || is_below(path, &part.prefix) || part.prefix.is_empty();
-        let found = self.parts.iter().enumerate().filter(|(_, part)| fits(part));
-        let Some((at, part)) = found.max_by_key(|(_, part)| part.prefix.len()) else {
-            bail!("/{}: it is in no tree of the overlay", escaped(path))
-        };
-        let inside = &path[part.prefix.len()..];
-        Ok((at, inside.strip_prefix(b"/").unwrap_or(inside)))
+        let parts = self.parts.iter().enumerate();
+        let found = parts.filter_map(|(at, part)| Some((at, inside(path, &part.prefix)?)));
+        // The innermost: less of the path is left.
+        let innermost = found.min_by_key(|(_, inside)| inside.len());
+        innermost.with_context(|| format!("/{}: it is in no tree of the overlay", escaped(path)))
     }
 
     /// Shows every entry of the view to `visit`, a directory before what is in it.
@@ -226,7 +224,7 @@ impl Part {
 
     /// A path in this tree as one in the view.
     pub fn in_view(&self, path: &[u8]) -> Vec<u8> {
-        if path.is_empty() { self.prefix.clone() } else { join(&self.prefix, path) }
+        join(&self.prefix, path)
     }
 
     /// Shows every entry at and below a directory of this tree to `visit`; what is mounted in the tree is not entered.
@@ -322,7 +320,7 @@ impl<'a> Cursor<'a> {
             if at == path {
                 break;
             }
-            let rest = path[at.len()..].strip_prefix(b"/").unwrap_or(&path[at.len()..]);
+            let rest = inside(path, at).unwrap_or_default();
             let name = rest.split(|byte| *byte == b'/').next().unwrap_or_default();
             let child = self.stack.child(dir, &CString::new(name).context("a name with a NUL")?, at)?;
             let next = (join(at, name), child);

@@ -8,7 +8,7 @@ use rustix::fs::{FileType, Stat};
 use super::merged::{Cursor, Merged, Scope};
 use crate::diff::{self, Change, Depth, Kind};
 use crate::doc::Overlay;
-use crate::shown::{above, bare, is_below};
+use crate::paths::{above, bare, is_below};
 
 /// What stands at a path of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,8 +24,7 @@ use crate::diff::escaped;
 use crate::doc::{Backend, Overlay};
 use crate::inode::{Inode, xattr_names};
 use crate::layer;
-use crate::shown::{above, split};
-use crate::walk::join;
+use crate::paths::{above, inside, join, split};
 
 /// The inode number of the empty directory that stands in a btrfs snapshot for a subvolume.
 const EMPTY_SUBVOLUME: u64 = 2;
@@ -276,8 +275,7 @@ fn directories(part: &Part, says: &Says, backend: Backend, looked_at: &mut BTree
 
 fn directory(part: &Part, says: &Says, path: &[u8], view: &mut Cursor<'_>, below: &mut Cursor<'_>) -> Result<()> {
     let Some(lower) = &part.lower else { return Ok(()) };
-    let inside = path.strip_prefix(&part.prefix[..]).unwrap_or(path);
-    let inside = inside.strip_prefix(b"/").unwrap_or(inside);
+    let inside = inside(path, &part.prefix).unwrap_or(path);
     let is_hidden = says.opaque.contains(path)
         || above(path).any(|dir| says.opaque.contains(dir) || says.gone.contains(dir))
         || says.opaque.contains(&b""[..]);

@@ -2,22 +2,22 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, linkat, mkdirat, mknodat, openat, readlinkat, symlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, linkat, mkdirat, openat};
 use rustix::io::Errno;
 
-use crate::backend::copy;
-use crate::cover;
+use crate::carry::{Carrier, attributes};
 use crate::doc::Overlay;
 use crate::inode::Inode;
 use crate::layer::{self, Marks};
+use crate::paths::join;
+use crate::shown;
 use crate::stack::{Dir, Stack, open_beneath};
-use crate::walk::join;
 
 struct Merge<'a> {
     /// All layers: those to be merged over what they lie on.
@@ -29,10 +29,11 @@ struct Merge<'a> {
     /// The merged layers, top first, where a file of theirs may get another name: where the layer is deleted when all is done.
     /// (The stacks have private clones of mounts, and no file has names in two mounts.)
     linked: Vec<Option<OwnedFd>>,
-    to: &'a OwnedFd,
-    /// Where the first name of a copied file is that has several.
-    copied: HashMap<(u64, u64), Vec<u8>>,
+    /// What cannot get another name is copied.
+    carrier: Carrier<'a>,
     listing: Vec<MaybeUninit<u8>>,
+    /// Scratch space.
+    names: Vec<u8>,
 }
 
 /// The directory of the layers that is looked at, opened for making links.
@@ -56,7 +57,8 @@ pub fn merge(overlay: &Overlay, under: &[PathBuf], layers: &[PathBuf], may_link:
     let linked = layers.iter().zip(may_link).rev().map(open).collect::<Result<_>>()?;
     let listing = vec![MaybeUninit::uninit(); 32 << 10];
     let count = layers.len();
-    let mut merge = Merge { full, under, count, linked, to: &top, copied: HashMap::new(), listing };
+    let carrier = Carrier::new(top.as_fd());
+    let mut merge = Merge { full, under, count, linked, carrier, listing, names: Vec::new() };
     let (root, below) = (merge.full.root()?, merge.under.root()?);
     merge.directory(b"", &root, &below, &top)
 }
@@ -74,8 +76,8 @@ impl Merge<'_> {
                 .with_context(|| self.full.describe(from, 0, path, &name))?;
         }
         let (Some(fd), Some(stat)) = (from.top(), from.stat()) else { return Ok(()) };
-        let attributes = cover::attributes(Inode::Open(fd), Inode::Open(to.as_fd()), stat);
-        attributes.with_context(|| self.full.describe(from, 0, path, c""))
+        let done = attributes(Inode::Open(fd), Inode::Open(to.as_fd()), stat, &mut self.names);
+        done.with_context(|| self.full.describe(from, 0, path, c""))
     }
 
     /// Whether what lies below the merged layers is seen in a directory.
@@ -105,7 +107,8 @@ impl Merge<'_> {
                     Err(e) => return Err(e.into()),
                 }
             }
-            return self.put(from.layer(at), name, &stat, to, &join(path, name.to_bytes()));
+            let entry = shown::Entry { dir: from.layer(at).try_clone_to_owned()?, name: name.to_owned(), stat };
+            return self.carrier.put(&entry, to.as_fd(), name, &join(path, name.to_bytes()));
         }
         let child = self.full.child(from, name, path)?;
         let child_under = self.under.child(under, name, path)?;
@@ -116,35 +119,5 @@ impl Merge<'_> {
             layer::set_opaque(&made)?;
         }
         self.directory(&join(path, name.to_bytes()), &child, &child_under, &made)
-    }
-
-    /// Copies something that is no directory into the new layer; another name of what was copied is one here too.
-    fn put(&mut self, from: BorrowedFd<'_>, name: &CStr, stat: &Stat, to: &OwnedFd, path: &[u8]) -> Result<()> {
-        let key = (stat.st_dev, stat.st_ino);
-        if let Some(first) = self.copied.get(&key) {
-            let (dir, first) = crate::shown::split(first);
-            let dir = open_beneath(self.to, dir)?;
-            return Ok(linkat(dir, &*CString::new(first)?, to, name, AtFlags::empty())?);
-        }
-        self.copy(from, name, stat, to)?;
-        if stat.st_nlink > 1 {
-            self.copied.insert(key, path.to_vec());
-        }
-        Ok(())
-    }
-
-    fn copy(&self, from: BorrowedFd<'_>, name: &CStr, stat: &Stat, to: &OwnedFd) -> Result<()> {
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        match kind {
-            FileType::RegularFile => {
-                let source = self.full.open_at(from, name, OFlags::empty())?;
-                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let target = openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
-                copy::copy_content(&source, &target, stat, &name.to_string_lossy())?;
-            }
-            FileType::Symlink => symlinkat(&readlinkat(from, name, Vec::new())?, to, name)?,
-            _ => mknodat(to, name, kind, Mode::from_raw_mode(stat.st_mode), stat.st_rdev)?,
-        }
-        cover::attributes(Inode::Named(from, name), Inode::Named(to.as_fd(), name), stat)
     }
 }

@@ -20,8 +20,9 @@ use super::links::{Claim, Key};
 use super::{Job, interruptible, note};
 use crate::inode::{Inode, xattr_names};
 use crate::layer;
+use crate::paths::join;
 use crate::stack::{Entry, open_beneath};
-use crate::walk::{Pair, Pending, join};
+use crate::walk::{Pair, Pending};
 
 /// A part of the copy that one thread does.
 pub(super) enum Task {
