@@ -41,6 +41,9 @@ pub enum Verb {
     Tag(Tag),
     /// Remove images, or names of them
     Rm(Rm),
+    /// Wait until unpacked layers are on the disk (run by the others, when they have ended)
+    #[command(hide = true)]
+    Settle,
 }
 
 /// `bootstrap`
@@ -77,6 +80,9 @@ pub struct Import {
     /// How much is too much.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// How far it is.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
     /// What is printed.
     #[command(flatten)]
     pub print: Print,
@@ -151,6 +157,9 @@ pub struct Unpack {
     /// How much is too much.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// How far it is.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
     /// What is printed.
     #[command(flatten)]
     pub print: Print,
@@ -205,6 +214,25 @@ pub struct Print {
     pub print: Option<String>,
 }
 
+/// How far it is.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ProgressArgs {
+    /// Show how far it is
+    #[arg(long, value_name = "HOW", value_enum, default_value = "auto")]
+    pub progress: ProgressMode,
+}
+
+/// `--progress`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProgressMode {
+    /// A bar for each layer, where stderr is a terminal
+    Auto,
+    /// Lines of JSON on stderr
+    Json,
+    /// Not at all
+    None,
+}
+
 /// Limits on an archive. They are far above what real images hold, and below what fills a machine unnoticed.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct LimitArgs {
@@ -214,6 +242,9 @@ pub struct LimitArgs {
     /// Refuse a layer with more bytes of file content than this
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 40)]
     pub max_bytes: u64,
+    /// Refuse a layer of more than 1 GiB that is more than N times as long as its compressed archive
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub max_ratio: u64,
 }
 
 /// The command line's definition, for man pages and completions.

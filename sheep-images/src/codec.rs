@@ -4,7 +4,7 @@
 //! the programs `xz` and `bzip2`.
 
 use std::fmt;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread::{self, JoinHandle};
 
@@ -55,16 +55,15 @@ impl Codec {
 
     /// A reader of what is in `source` without compression. A damaged or cut stream is an error; so is anything that
     /// follows it.
-    pub fn decode<'a>(self, source: impl Read + Send + 'a) -> io::Result<Box<dyn Read + 'a>> {
-        let buffered = BufReader::with_capacity(READ_AHEAD, source);
+    pub fn decode<'a>(self, source: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
-            Codec::Gzip => Box::new(Named { codec: self, inner: MultiGzDecoder::new(buffered) }),
+            Codec::Gzip => Box::new(Named { codec: self, inner: MultiGzDecoder::new(source) }),
             Codec::Zstd => {
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered)?;
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
                 Box::new(Named { codec: self, inner: decoder })
             }
-            Codec::Plain | Codec::Xz | Codec::Bzip2 => Box::new(buffered),
+            Codec::Plain | Codec::Xz | Codec::Bzip2 => Box::new(source),
         })
     }
 }

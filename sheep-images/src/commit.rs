@@ -15,7 +15,7 @@ use crate::reference::Name;
 use crate::scratch::Scratch;
 use crate::store::stage::Stage;
 use crate::store::{LoadedImage, Store};
-use crate::stream::Stream;
+use crate::stream::{Intake, Stream};
 use crate::unpack::{self, Received, Unpacked};
 
 /// Runs the verb.
@@ -62,8 +62,9 @@ fn make(store: &Store, name: &Name, base: &LoadedImage, overlay: &Overlay, args:
     .with_context(|| format!("overlay {}", overlay.id))?;
     let scratch = Scratch::new(&store.layers())?;
     let source = File::open(stage.file("layer"))?;
-    let limits = LimitArgs { max_entries: u64::MAX, max_bytes: u64::MAX };
-    let Received { summary, left_out, implied } = unpack::receive(Stream::start(source, None), scratch.fd(), limits)?;
+    let limits = LimitArgs { max_entries: u64::MAX, max_bytes: u64::MAX, max_ratio: u64::MAX };
+    let Received { summary, left_out, implied } =
+        unpack::receive(Stream::start(source, Intake::of_the_store(None, limits.max_ratio)), scratch.fd(), limits)?;
     unpack::tell_left_out(&format!("commit {}", args.name), left_out);
     let created = match latest {
         Some(seconds) => jiff::Timestamp::from_second(seconds)?.to_string(),

@@ -4,21 +4,24 @@
 mod files;
 mod image;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context, Result, anyhow};
 use sheep_overlay::{exit, state};
 
 use crate::cli::{Import, ImportFormat, LimitArgs};
 use crate::oci::{self, Descriptor};
+use crate::progress::Progress;
 use crate::reference::Name;
 use crate::scratch::Scratch;
 use crate::store::Store;
 use crate::store::stage::Stage;
-use crate::stream::{Stream, Summary};
+use crate::stream::{Intake, Stream, Summary};
 use crate::unpack::{self, LeftOut};
 use files::{Files, Kind};
 use image::Wanted;
@@ -33,11 +36,18 @@ pub fn run(store: &Store, args: &Import) -> Result<()> {
             reference: args.reference.as_deref(),
             platform: args.platform.as_deref().map_or_else(|| Ok(oci::host_platform()), image::platform)?,
         };
+        let progress = Progress::start(args.progress.progress);
         let taken = match open(args).with_context(|| shown.to_string())? {
-            Source::Layout(dir) => {
-                image::take_in(store, &name, &Files::Directory(dir), &wanted, args.limits, Stage::new(store)?)
-            }
-            Source::File(file) => from_file(store, &name, file, args, &wanted),
+            Source::Layout(dir) => image::take_in(
+                store,
+                &name,
+                &Files::Directory(dir),
+                &wanted,
+                args.limits,
+                &progress,
+                Stage::new(store)?,
+            ),
+            Source::File(file) => from_file(store, &name, file, args, &wanted, &progress),
         };
         let (image, left_out) = taken.with_context(|| shown.to_string())?;
         unpack::tell_left_out(&what, left_out);
@@ -86,7 +96,10 @@ fn from_file(
     file: File,
     args: &Import,
     wanted: &Wanted<'_>,
+    progress: &Progress,
 ) -> Result<(Descriptor, LeftOut)> {
+    let total = file.metadata().ok().filter(fs::Metadata::is_file).map(|found| found.len());
+    let came = || progress.add(&args.file.to_string_lossy(), total);
     let (found, codec, source) = files::look(file)?;
     let kind = match args.format {
         ImportFormat::Auto => found,
@@ -100,25 +113,27 @@ fn from_file(
             {
                 return Err(exit::usage(format!("{option} is for archives of images, and this is one of files")));
             }
-            let receive = |stage: &Stage, unpacked: &Scratch| receive(source, stage, unpacked, args.limits);
+            let receive = |stage: &Stage, unpacked: &Scratch| receive(source, stage, unpacked, args.limits, came());
             take_in(store, name, "sheep-images import", receive, |_| Ok(state::now()))
         }
         Kind::Image => {
             let stage = Stage::new(store)?;
-            let files = Files::archive(files::seekable(source, codec, || stage.spool())?)?;
-            image::take_in(store, name, &files, wanted, args.limits, stage)
+            let files = Files::archive(files::seekable(source, codec, args.limits.max_ratio, came, || stage.spool())?)?;
+            image::take_in(store, name, &files, wanted, args.limits, progress, stage)
         }
     }
 }
 
-/// Stores and unpacks an archive in one pass.
+/// Stores and unpacks an archive in one pass; `came` counts what of it was read.
 pub fn receive(
     source: impl Read + Send + 'static,
     stage: &Stage,
     unpacked: &Scratch,
     limits: LimitArgs,
+    came: Arc<AtomicU64>,
 ) -> Result<(Summary, LeftOut)> {
-    let received = unpack::receive(Stream::start(source, Some(stage.layer()?)), unpacked.fd(), limits)?;
+    let intake = Intake { came, ..Intake::of_another(stage.layer()?, limits.max_ratio) };
+    let received = unpack::receive(Stream::start(source, intake), unpacked.fd(), limits)?;
     Ok((received.summary, received.left_out))
 }
 

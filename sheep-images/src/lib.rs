@@ -14,6 +14,7 @@ pub mod interrupt;
 pub mod ls;
 pub mod oci;
 pub mod parallel;
+pub mod progress;
 pub mod reference;
 pub mod rm;
 pub mod scratch;
@@ -29,6 +30,9 @@ use store::Store;
 
 /// Runs a parsed command line.
 pub fn run(cli: Cli) -> Result<()> {
+    if let Verb::Settle = cli.verb {
+        return store::settle::run();
+    }
     let store = Store::open(cli.root.as_deref())?;
     match &cli.verb {
         Verb::Bootstrap(args) => bootstrap::run(&store, args),
@@ -40,5 +44,6 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Inspect(args) => inspect::run(&store, args),
         Verb::Tag(args) => tag::run(&store, args),
         Verb::Rm(args) => rm::run(&store, args),
+        Verb::Settle => Ok(()),
     }
 }

@@ -4,6 +4,7 @@
 //! Follows the OCI image specification 1.1 (image-layout.md, image-index.md, manifest.md, config.md).
 
 use std::fmt;
+use std::io::{self, BufRead, BufReader, Read};
 
 use anyhow::{Context, Result, bail};
 use serde::de::Error as _;
@@ -55,6 +56,22 @@ impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
         use sha2::Digest as _;
         Self::from_hash(&sha2::Sha256::digest(bytes))
+    }
+
+    /// The digest of all that can be read.
+    pub fn of_all(source: impl Read) -> io::Result<Self> {
+        use sha2::Digest as _;
+        let mut source = BufReader::with_capacity(256 << 10, source);
+        let mut hash = sha2::Sha256::new();
+        loop {
+            let piece = source.fill_buf()?;
+            if piece.is_empty() {
+                return Ok(Self::from_hash(&hash.finalize()));
+            }
+            hash.update(piece);
+            let n = piece.len();
+            source.consume(n);
+        }
     }
 
     /// The 64 hexadecimal digits.

@@ -62,7 +62,7 @@ fn unlink(store: &Store, reference: &str) -> Result<Vec<Scratch>> {
     for blob in &blobs {
         store.delete_blob(blob)?;
     }
-    layers.iter().filter_map(|diff_id| Scratch::take_over(&store.layer_dir(diff_id)).transpose()).collect()
+    layers.iter().filter_map(|diff_id| store.take_away(diff_id).transpose()).collect()
 }
 
 /// A digest names the image and not one of its names: with several of them it does not say which is meant.

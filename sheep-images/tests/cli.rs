@@ -17,6 +17,8 @@ mod hostile;
 mod images;
 #[path = "cli/layers.rs"]
 mod layers;
+#[path = "cli/progress.rs"]
+mod progress;
 #[path = "cli/store.rs"]
 mod store;
 #[path = "cli/user.rs"]

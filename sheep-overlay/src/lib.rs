@@ -62,6 +62,7 @@ pub mod trees;
 pub mod turn;
 pub mod umount;
 pub mod unmapped;
+pub mod unsynced;
 pub mod upper;
 pub mod view;
 pub mod walk;

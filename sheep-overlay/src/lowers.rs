@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat, readlink};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -13,6 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::exit;
 use crate::record::{self, State};
 use crate::state::DataRoot;
+use crate::unsynced;
 
 /// A lower directory.
 #[derive(Debug)]
@@ -43,6 +44,12 @@ pub fn open(root: &DataRoot, own: Option<&Path>, paths: &[PathBuf]) -> Result<Ve
         let lower = open_one(path)?;
         if let Ok(inside) = lower.path.strip_prefix(root.overlays()) {
             of_an_overlay(root, own, path, inside)?;
+        }
+        if lower.path.starts_with(root.layers()) && unsynced::is_torn(&lower.path)? {
+            bail!(
+                "lower {}: the machine went down before it was on the disk; it must be unpacked anew",
+                path.display()
+            );
         }
         lowers.push(lower);
     }

@@ -183,8 +183,8 @@ pub fn write_atomic(file: &Path, bytes: &[u8], durability: Durability) -> io::Re
     let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut out| {
         out.write_all(bytes)?;
         match durability {
-            Durability::Ordered if journals_writeback(&out) => sys::write_back(&out)?,
-            Durability::Synced | Durability::Ordered => out.sync_all()?,
+            Durability::Ordered => settle(&out)?,
+            Durability::Synced => out.sync_all()?,
             Durability::Begun => sys::begin_writeback(&out)?,
             Durability::Rebuildable => {}
         }
@@ -199,6 +199,12 @@ pub fn write_atomic(file: &Path, bytes: &[u8], durability: Durability) -> io::Re
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// Waits until a file's content is such that, whenever the power goes, it is there as soon as a name is that the file gets from
+/// now on.
+pub fn settle(file: &File) -> io::Result<()> {
+    if journals_writeback(file) { sys::write_back(file) } else { file.sync_all() }
 }
 
 /// Whether a file whose content was written out and waited for is whole after a power cut as soon as a name that it gets later

@@ -6,6 +6,7 @@ mod harness;
 mod lifecycle;
 mod original;
 mod pipes;
+mod power;
 mod scripts;
 mod sharing;
 mod unprivileged;

@@ -8,11 +8,14 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context, Result, bail};
 use tar::EntryType;
 
 use crate::codec::{self, Codec};
+use crate::stream::{Counted, Expanding};
 
 /// So many members no image has: each is a blob, a link or a directory of a layer.
 const MOST_MEMBERS: usize = 100_000;
@@ -20,6 +23,7 @@ const MOST_MEMBERS: usize = 100_000;
 const LINKS: usize = 8;
 /// How much of a file is looked at to tell what it is: more than a block of zstd, which is decoded whole or not at all.
 const PEEK: usize = 192 << 10;
+const READ_AHEAD: usize = 256 << 10;
 
 /// Where an image's files are.
 #[derive(Debug)]
@@ -215,7 +219,14 @@ fn is_of_an_image(name: &str) -> bool {
 }
 
 /// Makes an archive seekable and plain: one that is neither compressed nor a pipe is as it is.
-pub fn seekable(source: Begun, codec: Codec, spool: impl FnOnce() -> Result<File>) -> Result<File> {
+/// What expands to more than `max_ratio` times its size is refused.
+pub fn seekable(
+    source: Begun,
+    codec: Codec,
+    max_ratio: u64,
+    came: impl FnOnce() -> Arc<AtomicU64>,
+    spool: impl FnOnce() -> Result<File>,
+) -> Result<File> {
     let (_, file) = source.get_ref();
     if codec == Codec::Plain && file.metadata()?.is_file() {
         let (_, mut file) = source.into_inner();
@@ -223,7 +234,9 @@ pub fn seekable(source: Begun, codec: Codec, spool: impl FnOnce() -> Result<File
         return Ok(file);
     }
     let mut spooled = spool()?;
-    io::copy(&mut codec.decode(source)?, &mut spooled)?;
+    let came = came();
+    let source = BufReader::with_capacity(READ_AHEAD, Counted { inner: source, came: Arc::clone(&came) });
+    io::copy(&mut Expanding::new(codec.decode(source)?, came, max_ratio), &mut spooled)?;
     Ok(spooled)
 }
 

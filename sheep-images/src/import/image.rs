@@ -11,11 +11,12 @@ use crate::cli::LimitArgs;
 use crate::doc::Platform;
 use crate::oci::{self, Config, Descriptor, Digest, Index, Manifest, ManifestOrIndex};
 use crate::parallel;
+use crate::progress::Progress;
 use crate::reference::Name;
 use crate::scratch::Scratch;
 use crate::store::stage::Stage;
 use crate::store::{DOCUMENT_MAX, INDEX_DEPTH, Store, choose, familiar};
-use crate::stream::{Stream, Summary};
+use crate::stream::{Intake, Stream, Summary};
 use crate::unpack::{self, LeftOut, Received, Unpacked};
 
 /// What is asked for, where there are several images.
@@ -64,6 +65,7 @@ pub fn take_in(
     files: &Files,
     wanted: &Wanted<'_>,
     limits: LimitArgs,
+    progress: &Progress,
     stage: Stage,
 ) -> Result<(Descriptor, LeftOut)> {
     let plan = match files.read("index.json", DOCUMENT_MAX)? {
@@ -83,7 +85,8 @@ pub fn take_in(
         });
     }
     let mut taken = parallel::each(&distinct, |number, layer| {
-        one_layer(store, files, layer, number, &stage, limits).with_context(|| format!("layer {}", layer.name))
+        one_layer(store, files, layer, number, &stage, limits, progress)
+            .with_context(|| format!("layer {}", layer.name))
     })?;
     let mut left_out = LeftOut::default();
     taken.iter().for_each(|taken| left_out += taken.left_out);
@@ -139,6 +142,7 @@ fn one_layer(
     number: usize,
     stage: &Stage,
     limits: LimitArgs,
+    progress: &Progress,
 ) -> Result<Taken> {
     let source = files.open(&layer.name)?.context("it is missing")?;
     if let Some(descriptor) = &layer.descriptor {
@@ -152,7 +156,10 @@ fn one_layer(
     }
     let file = format!("layer{number}");
     let scratch = Scratch::new(&store.layers())?;
-    let stream = Stream::start(source, Some(stage.create(&file)?));
+    let name = layer.descriptor.as_ref().map_or(&layer.diff_id, |descriptor| &descriptor.digest);
+    let came = progress.add(name.as_str(), Some(source.size()));
+    let intake = Intake { came, ..Intake::of_another(stage.create(&file)?, limits.max_ratio) };
+    let stream = Stream::start(source, intake);
     let Received { summary, left_out, implied } = unpack::receive(stream, scratch.fd(), limits)?;
     let Summary { codec, digest, size, diff_id } = summary;
     if let Some(descriptor) = &layer.descriptor

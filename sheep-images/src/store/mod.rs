@@ -7,11 +7,13 @@
 //! layers/sha256/<hex of diffID>/                        an unpacked layer
 //! layers/sha256/<hex of chainID>/                       one completed for the layers below it (see unpack/implied.rs)
 //! layers/sha256/.tmp-…/                                 a layer being unpacked or deleted
+//! layers/sha256/.unsynced-<hex>                         a layer that is not known to be on the disk yet (see [`settle`])
 //! ```
 //!
 //! Locks are taken in this order: a layer's blob, `images/.lock`, the data directory's `lock`.
 
 mod reap;
+pub mod settle;
 pub mod stage;
 pub mod users;
 
@@ -280,7 +282,7 @@ impl Store {
         if fs::metadata(self.blob(&layer.digest)).map(inode).ok() != Some(ours) {
             return Err(exit::not_found("the image was removed meanwhile"));
         }
-        scratch.move_to(&self.layer_dir(place))
+        self.place(scratch, place)
     }
 
     /// What the images of an index need. Where an image is damaged that cannot be told, and is an error.

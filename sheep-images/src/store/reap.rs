@@ -17,6 +17,7 @@ impl Store {
     /// Clears up. Almost always there is nothing to do, and two directories are listed.
     pub(super) fn clear_up(&self) -> Result<()> {
         self.clear_up_index()?;
+        self.delete_torn()?;
         for scratch in Scratch::leftovers(&self.layers())? {
             scratch.delete()?;
         }
@@ -66,7 +67,7 @@ pub fn undo(store: &Store, stage: &Scratch) -> Result<bool> {
         store.delete_blob(digest)?;
     }
     for diff_id in &orphans {
-        if let Some(doomed) = Scratch::take_over(&store.layer_dir(diff_id))? {
+        if let Some(doomed) = store.take_away(diff_id)? {
             doomed.delete()?;
         }
     }

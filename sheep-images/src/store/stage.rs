@@ -77,7 +77,7 @@ impl Stage {
 
     /// Lists what a crash from here on may leave without use.
     pub fn set_candidates(&self, candidates: &Candidates) -> Result<()> {
-        state::write_json(&self.file(CANDIDATES), candidates, Durability::Rebuildable)
+        state::write_json(&self.file(CANDIDATES), candidates, Durability::Ordered)
     }
 
     /// Puts an image of one layer in the store: the layer's blob is in the stage, the layer itself in `unpacked`.
@@ -122,8 +122,11 @@ impl Stage {
             blobs: blobs.iter().map(|(_, digest)| digest.clone()).collect(),
             layers: layers.iter().map(|(_, diff_id)| diff_id.clone()).collect(),
         })?;
-        // The one sync for the blobs and the layers: they must be on the disk before anything points to them.
-        rustix::fs::syncfs(self.scratch.fd()).context("sync")?;
+        // On the disk before anything points to them.
+        for (file, _) in &blobs {
+            let path = self.file(file);
+            File::open(&path).and_then(|file| state::settle(&file)).with_context(|| path.display().to_string())?;
+        }
         let _commit = interrupt::commit();
         let _lock = store.lock()?;
         if let Some(gone) = reused.iter().find(|digest| !store.blob(digest).is_file()) {
@@ -133,8 +136,9 @@ impl Stage {
         match result {
             Ok(named) => {
                 for (unpacked, diff_id) in layers {
-                    unpacked.move_to(&store.layer_dir(&diff_id))?;
+                    store.place(unpacked, &diff_id)?;
                 }
+                store.settle_later();
                 Ok(named)
             }
             Err(error) => {

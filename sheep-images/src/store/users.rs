@@ -23,6 +23,11 @@ struct Record {
 /// directory's lock for removal. A record that cannot be read is an error: what it uses cannot be told.
 pub fn overlays_using(store: &Store, layers: &BTreeSet<Digest>) -> Result<Vec<String>> {
     let dirs: Vec<PathBuf> = layers.iter().map(|diff_id| store.layer_dir(diff_id)).collect();
+    overlays_on(store, &dirs)
+}
+
+/// The same, by the directories of the layers.
+pub fn overlays_on(store: &Store, dirs: &[PathBuf]) -> Result<Vec<String>> {
     let overlays = store.data().overlays();
     let entries = match fs::read_dir(&overlays) {
         Ok(entries) => entries,

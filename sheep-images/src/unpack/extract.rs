@@ -1,7 +1,8 @@
 //! Members of an archive made into files beneath a directory descriptor.
 //!
-//! Every call names one entry of an open directory and follows no link. A file costs six system calls: open, write,
-//! chown, chmod, utimens, close. Directories get their owner, mode and times when everything is in them.
+//! Every call names one entry of an open directory and follows no link. A file costs four system calls: open, write, utimens,
+//! close; and a chown and a chmod where making it does not give it the owner and the mode that it is to have. Directories get
+//! theirs, and their times, when everything is in them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -11,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use sheep_overlay::layer;
@@ -54,6 +56,7 @@ pub fn extract<R: BufRead>(
     root: BorrowedFd<'_>,
     limits: LimitArgs,
 ) -> Result<(LeftOut, Vec<Vec<u8>>)> {
+    let umask = Umask::none();
     let mut extraction = Extraction {
         root,
         limits,
@@ -65,6 +68,7 @@ pub fn extract<R: BufRead>(
         left_out: LeftOut::default(),
         uid: rustix::process::geteuid(),
         gid: rustix::process::getegid(),
+        born_plain: born_plain(root, &umask)?,
     };
     // An archive need not say anything of its root.
     extraction.directories.insert(Vec::new(), Attributes::of_implied_directory());
@@ -88,11 +92,43 @@ struct Extraction<'a> {
     left_out: LeftOut,
     uid: Uid,
     gid: Gid,
+    /// See [`born_plain`].
+    born_plain: bool,
 }
 
 struct Parent {
     fd: OwnedFd,
     path: Vec<u8>,
+}
+
+/// Whether a new entry has the owner and group of this process and the mode that is asked for: no directory gives it its own
+/// group or an access control list, and no mask takes permissions away. As it is for the root, so it is for all below it while
+/// the archive is unpacked: directories get their modes at the end.
+fn born_plain(root: BorrowedFd<'_>, umask: &Umask) -> Result<bool> {
+    let stat = rustix::fs::fstat(root).context("the layer's directory")?;
+    let ours = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let list = rustix::fs::fgetxattr(root, "system.posix_acl_default", &mut [0; 0]);
+    let no_list = matches!(list, Err(Errno::NODATA | Errno::OPNOTSUPP));
+    Ok(umask.0.is_some() && (stat.st_uid, stat.st_gid) == ours && stat.st_mode & 0o2000 == 0 && no_list)
+}
+
+/// No mask for what this thread makes, as long as this lives; holds the one that it had.
+struct Umask(Option<Mode>);
+
+impl Umask {
+    /// The mask belongs to all threads, which this one leaves first. Where that is refused (by a seccomp filter, say) it stays as
+    /// it is, and modes are set one by one.
+    fn none() -> Self {
+        Umask(unshare(CloneFlags::CLONE_FS).ok().map(|()| rustix::process::umask(Mode::empty())))
+    }
+}
+
+impl Drop for Umask {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            rustix::process::umask(before);
+        }
+    }
 }
 
 /// What is set on an entry after it was made.
@@ -124,6 +160,8 @@ impl Attributes {
 
 /// Where attributes go: an open file or directory, or an entry that cannot be opened.
 enum Target<'a> {
+    /// Made with the mode that it is to have, but for the bits that an owner or a write may take away.
+    New(BorrowedFd<'a>),
     Open(BorrowedFd<'a>),
     Entry(BorrowedFd<'a>, &'a OsStr, Kind),
 }
@@ -223,8 +261,8 @@ impl Extraction<'_> {
         place: &[u8],
     ) -> Result<()> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file =
-            self.make(parent, name, place, || rustix::fs::openat(&parent.fd, name, flags, Mode::RUSR | Mode::WUSR))?;
+        let mode = Mode::from_raw_mode(member.mode & 0o777);
+        let file = self.make(parent, name, place, || rustix::fs::openat(&parent.fd, name, flags, mode))?;
         let mut end = 0;
         for &(at, length) in &member.regions {
             self.bytes = self.bytes.saturating_add(length);
@@ -248,7 +286,7 @@ impl Extraction<'_> {
         if end != member.size {
             rustix::fs::ftruncate(&file, member.size).context("set its size")?;
         }
-        self.set(Target::Open(file.as_fd()), &Attributes::of(member))
+        self.set(Target::New(file.as_fd()), &Attributes::of(member))
     }
 
     fn directory(&mut self, member: &Member, parent: &Parent, name: &OsStr, place: Vec<u8>) -> Result<()> {
@@ -390,7 +428,8 @@ impl Extraction<'_> {
         self.set_owner(&target, attributes)?;
         let mode = Mode::from_raw_mode(attributes.mode);
         match &target {
-            Target::Open(fd) => rustix::fs::fchmod(fd, mode).context("set its mode")?,
+            Target::New(_) if self.born_plain && attributes.mode & !0o777 == 0 => (),
+            Target::New(fd) | Target::Open(fd) => rustix::fs::fchmod(fd, mode).context("set its mode")?,
             // A symbolic link has no mode of its own. Anything else here was made by us a moment ago, and is no link.
             Target::Entry(_, _, Kind::Symlink) => (),
             Target::Entry(dir, name, _) => {
@@ -402,7 +441,7 @@ impl Extraction<'_> {
                 .with_context(|| format!("extended attribute {}", shown(name)))?;
         }
         match &target {
-            Target::Open(fd) => rustix::fs::futimens(fd, &attributes.times()),
+            Target::New(fd) | Target::Open(fd) => rustix::fs::futimens(fd, &attributes.times()),
             Target::Entry(dir, name, _) => {
                 rustix::fs::utimensat(dir, *name, &attributes.times(), AtFlags::SYMLINK_NOFOLLOW)
             }
@@ -412,9 +451,11 @@ impl Extraction<'_> {
 
     fn set_owner(&mut self, target: &Target<'_>, attributes: &Attributes) -> Result<()> {
         let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
-        if self.uid.is_root() {
+        if self.born_plain && (uid, gid) == (self.uid, self.gid) {
+            // So it was made.
+        } else if self.uid.is_root() {
             let done = match target {
-                Target::Open(fd) => rustix::fs::fchown(fd, Some(uid), Some(gid)),
+                Target::New(fd) | Target::Open(fd) => rustix::fs::fchown(fd, Some(uid), Some(gid)),
                 Target::Entry(dir, name, _) => {
                     rustix::fs::chownat(dir, *name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
                 }
@@ -439,7 +480,7 @@ impl Extraction<'_> {
         };
         let key = OsStr::from_bytes(name);
         let done = match target {
-            Target::Open(fd) => rustix::fs::fsetxattr(fd, key, value, XattrFlags::empty()),
+            Target::New(fd) | Target::Open(fd) => rustix::fs::fsetxattr(fd, key, value, XattrFlags::empty()),
             Target::Entry(dir, entry, _) => {
                 let entry = joined(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_bytes(), entry.as_bytes());
                 rustix::fs::lsetxattr(OsStr::from_bytes(&entry), key, value, XattrFlags::empty())

@@ -22,9 +22,10 @@ use sheep_overlay::exit;
 use crate::cli::{LimitArgs, Unpack};
 use crate::oci::{Descriptor, Digest};
 use crate::parallel;
+use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::store::{LoadedImage, Store};
-use crate::stream::{Stream, Summary};
+use crate::stream::{Intake, Stream, Summary};
 use archive::Archive;
 pub use extract::LeftOut;
 
@@ -32,7 +33,7 @@ pub use extract::LeftOut;
 pub fn run(store: &Store, args: &Unpack) -> Result<()> {
     let work = || -> Result<LoadedImage> {
         let image = store.find(&args.reference)?;
-        let left_out = ensure(store, &image, args.limits)?;
+        let left_out = ensure(store, &image, args.limits, &Progress::start(args.progress.progress))?;
         tell_left_out(&format!("unpack {}", args.reference), left_out);
         Ok(image)
     };
@@ -59,7 +60,7 @@ impl Unpacked {
 
 /// Unpacks the layers of an image that are not. Of two processes that want one at once one works, and the other waits
 /// for it.
-fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs) -> Result<LeftOut> {
+fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs, progress: &Progress) -> Result<LeftOut> {
     let layers: Vec<Placed<'_>> = image
         .layers()
         .zip(image.chain_ids())
@@ -87,7 +88,7 @@ fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs) -> Result<LeftO
             _ => missing.push(layer),
         }
     }
-    let unpacked = parallel::each(&missing, |_, layer| unpack(store, layer, &blobs, limits))?;
+    let unpacked = parallel::each(&missing, |_, layer| unpack(store, layer, &blobs, limits, progress))?;
     let mut unpacked: HashMap<&Digest, Unpacked> = missing
         .iter()
         .map(|layer| layer.diff_id)
@@ -102,16 +103,16 @@ fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs) -> Result<LeftO
         if path.is_none() {
             let one = match unpacked.remove(layer.diff_id) {
                 Some(one) => one,
-                None => unpack(store, layer, &blobs, limits)?.0,
+                None => unpack(store, layer, &blobs, limits, progress)?.0,
             };
             let digest = one.complete(&below, layer.diff_id, &layer.chain_id)?;
-            rustix::fs::syncfs(one.scratch.fd()).context("sync")?;
             let blob = blobs.get(&layer.descriptor.digest).context("a layer without a blob")?;
             store.keep_layer(one.scratch, blob, layer.descriptor, &digest)?;
             path = Some(store.layer_dir(&digest));
         }
         below.extend(path);
     }
+    store.settle_later();
     Ok(left_out)
 }
 
@@ -145,6 +146,7 @@ fn unpack(
     layer: &Placed<'_>,
     blobs: &HashMap<&Digest, File>,
     limits: LimitArgs,
+    progress: &Progress,
 ) -> Result<(Unpacked, LeftOut)> {
     let Placed { descriptor, diff_id, .. } = layer;
     let context = || format!("layer {}", descriptor.digest);
@@ -152,19 +154,35 @@ fn unpack(
     let blob = blobs.get(&descriptor.digest).context("a layer without a blob")?;
     // A position of its own: another place of the image may have the same blob.
     let source = File::open(format!("/proc/self/fd/{}", blob.as_raw_fd())).with_context(context)?;
-    let received = receive(Stream::start(source, None), scratch.fd(), limits).with_context(context)?;
-    let Received { summary, left_out, implied } = received;
-    if summary.digest != descriptor.digest {
-        bail!(
-            "layer {}: what is stored has the digest {}; import or fetch the image again",
-            descriptor.digest,
-            summary.digest
-        );
-    }
-    if summary.diff_id != **diff_id {
-        bail!("layer {}: unpacked it is {}, and the image says {diff_id}", descriptor.digest, summary.diff_id);
-    }
+    let came = progress.add(descriptor.digest.as_str(), Some(descriptor.size));
+    let intake = Intake { came, ..Intake::of_the_store(Some(descriptor.digest.clone()), limits.max_ratio) };
+    let received = receive(Stream::start(source, intake), scratch.fd(), limits).and_then(|received| {
+        let found = &received.summary.diff_id;
+        if found != *diff_id {
+            bail!("unpacked it is {found}, and the image says {diff_id}");
+        }
+        Ok(received)
+    });
+    let Received { left_out, implied, .. } = match received {
+        Ok(received) => received,
+        // Only now it matters what of it is wrong.
+        Err(error) => {
+            let stored = digest_of(blob).with_context(context)?;
+            if stored != descriptor.digest {
+                bail!(
+                    "layer {}: what is stored has the digest {stored}; import or fetch the image again",
+                    descriptor.digest
+                );
+            }
+            return Err(error).with_context(context);
+        }
+    };
     Ok((Unpacked { scratch, implied }, left_out))
+}
+
+/// The digest of what is stored, as it is now.
+fn digest_of(blob: &File) -> Result<Digest> {
+    Ok(Digest::of_all(File::open(format!("/proc/self/fd/{}", blob.as_raw_fd()))?)?)
 }
 
 /// A layer's archive that was taken in.

@@ -25,7 +25,7 @@ fn assert_whole(world: &World, what: &str) {
             "{what}"
         );
     }
-    let layers = world.sh("ls -A data/layers/sha256").ok();
+    let layers = world.sh("ls data/layers/sha256").ok();
     let known = world.sh("jq -r .image.layers[].diffId docs | sed s/sha256:// | sort -u").ok();
     assert!(layers.lines().all(|layer| known.contains(layer)), "{what}: {layers}");
     let needed = world.sh("for m in $(jq -r '.manifests[].digest' data/images/index.json); do echo $m; jq -r '.config.digest, .layers[].digest' data/images/blobs/sha256/${m#*:}; done | sed s/sha256:// | sort -u").ok();
@@ -53,6 +53,42 @@ fn imports_killed() {
     }
     world.sh("sheep-images import x t.tgz").ok();
     assert_whole(&world, "at the end");
+}
+
+/// What stands for a power cut: another boot, in which some layers still have the mark that they were not on the disk.
+const CUT: &str = "rm -f data/layers/sha256/.unsynced-*; \
+    for layer in $(ls data/layers/sha256); do ln -s another-boot data/layers/sha256/.unsynced-$layer; done";
+
+fn prepare_torn(world: &World) {
+    prepare(world);
+    world.sh("sheep-images import x t.tgz --print digest && until ! ls data/layers/sha256/.unsynced-* 2>/dev/null; do sleep 0.05; done").ok();
+    world.sh(&format!("{CUT}; : > data/layers/sha256/*/random && rm data/layers/sha256/*/apt/copyright; test -e want/apt/copyright")).ok();
+}
+
+#[test]
+fn a_layer_that_a_power_cut_tore_is_unpacked_anew() {
+    let world = World::root();
+    prepare_torn(&world);
+    assert_eq!(world.sh("sheep-images inspect x | jq '.image.layers[0].path'").ok(), "null");
+    world.sh("test -z \"$(ls -A data/layers/sha256)\"").ok();
+    assert!(world.layer("x").exists());
+    assert_whole(&world, "unpacked anew");
+}
+
+#[test]
+fn a_layer_that_came_to_the_disk_loses_its_mark() {
+    let world = World::root();
+    prepare(&world);
+    let mark = world.sh("sheep-images import x t.tgz --print digest >/dev/null; readlink data/layers/sha256/.unsynced-* || echo none").ok();
+    // It is gone already, or names this boot.
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert!(mark == "none" || mark == boot.trim(), "{mark}");
+    world
+        .sh("for i in $(seq 200); do ls data/layers/sha256/.unsynced-* 2>/dev/null || exit 0; sleep 0.05; done; exit 1")
+        .ok();
+    // By hand: one of another boot stays, and so does everything else.
+    world.sh(&format!("{CUT}; sheep-images settle < data/layers/sha256 && ls data/layers/sha256/.unsynced-*")).ok();
+    world.sh("sheep-images settle < /dev/null").fails(1, "settle");
 }
 
 #[test]

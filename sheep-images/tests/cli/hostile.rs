@@ -351,7 +351,7 @@ fn the_same_members_as_gnu_tar() {
 fn mutations() {
     use sheep_images::cli::LimitArgs;
     use sheep_images::scratch::Scratch;
-    use sheep_images::stream::Stream;
+    use sheep_images::stream::{Intake, Stream};
     use sheep_images::unpack;
 
     let world = World::root();
@@ -388,7 +388,7 @@ fn mutations() {
         .block(Block::new(b"dev", b'3').with(329, b"0000001\0").with(337, b"0000003\0"))
         .block(Block::new(b"fifo", b'6'))
         .end();
-    let limits = LimitArgs { max_entries: 1000, max_bytes: 1 << 20 };
+    let limits = LimitArgs { max_entries: 1000, max_bytes: 1 << 20, max_ratio: 200 };
     let mut state = 7u64;
     let mut random = move |below: usize| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -414,7 +414,11 @@ fn mutations() {
             }
         }
         let root = Scratch::new(&world.dir.join("out")).expect("scratch");
-        let result = unpack::receive(Stream::start(std::io::Cursor::new(archive), None), root.fd(), limits);
+        let result = unpack::receive(
+            Stream::start(std::io::Cursor::new(archive), Intake::of_the_store(None, limits.max_ratio)),
+            root.fd(),
+            limits,
+        );
         assert!(round > 0 || result.is_ok(), "{result:?}");
         unpacked += u32::from(result.is_ok());
         root.delete().expect("delete");

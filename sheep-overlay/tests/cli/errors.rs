@@ -28,6 +28,26 @@ fn p12_what_cannot_be_stacked() {
 }
 
 #[test]
+fn a_layer_that_a_power_cut_may_have_torn_is_not_mounted() {
+    let world = World::root();
+    world.lower("data/layers/sha256/abc", &["file"]);
+    let layers = world.data.join("layers/sha256");
+    let layer = layers.join("abc").display().to_string();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    // Of this boot: the kernel has it, and the disk will.
+    std::os::unix::fs::symlink(boot.trim(), layers.join(".unsynced-abc")).unwrap();
+    world.run(&["mount", "--id", "ov", &layer]).ok();
+    world.run(&["umount", "--keep", "ov"]).ok();
+    fs::remove_file(layers.join(".unsynced-abc")).unwrap();
+    std::os::unix::fs::symlink("another", layers.join(".unsynced-abc")).unwrap();
+    for args in [&["mount", "--id", "ov"][..], &["mount", "--id", "new", &layer]] {
+        world.run(args).fails(1, &[&layer, "the machine went down before it was on the disk"]);
+    }
+    fs::remove_file(layers.join(".unsynced-abc")).unwrap();
+    world.run(&["mount", "--id", "ov"]).ok();
+}
+
+#[test]
 fn wrong_command_lines() {
     let world = World::root();
     world.lower("low", &[]);
