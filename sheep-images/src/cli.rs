@@ -29,7 +29,7 @@ pub enum Verb {
     Import(Import),
     /// Make an image of a document's image and the changes in its overlay
     Commit(Commit),
-    /// Print an image as an archive of an OCI layout, which skopeo, podman, docker and umoci take
+    /// Send images out: as an OCI layout, as 'docker save' does, or as a tar of the files in one
     Export(Export),
     /// Unpack an image's layers, where that is not done yet, and print its document
     Unpack(Unpack),
@@ -126,9 +126,31 @@ pub struct Commit {
 /// `export`
 #[derive(Debug, Args)]
 pub struct Export {
-    /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
-    #[arg(value_name = "REF")]
-    pub reference: String,
+    /// The images: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits; several in one, but for rootfs
+    #[arg(value_name = "REF", required = true)]
+    pub references: Vec<String>,
+    /// In which form
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "oci")]
+    pub format: ExportFormat,
+    /// Write to PATH, whole or not at all [default: stdout]
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// Replace the file that is there
+    #[arg(long, requires = "output")]
+    pub force: bool,
+}
+
+/// `export --format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// An archive of an OCI layout, for podman, skopeo, umoci, containerd
+    Oci,
+    /// An OCI layout in a directory; one that is there gets the images added
+    OciDir,
+    /// What 'docker save' makes, for docker load
+    Docker,
+    /// A tar of the files that a container sees
+    Rootfs,
 }
 
 /// `--format`
@@ -205,15 +227,24 @@ pub struct Print {
     pub print: Option<String>,
 }
 
+const MAX_ENTRIES: u64 = 10_000_000;
+const MAX_BYTES: u64 = 1 << 40;
+
 /// Limits on an archive. They are far above what real images hold, and below what fills a machine unnoticed.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct LimitArgs {
     /// Refuse a layer with more entries than this
-    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+    #[arg(long, value_name = "N", default_value_t = MAX_ENTRIES)]
     pub max_entries: u64,
     /// Refuse a layer with more bytes of file content than this
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 40)]
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_BYTES)]
     pub max_bytes: u64,
+}
+
+impl Default for LimitArgs {
+    fn default() -> Self {
+        LimitArgs { max_entries: MAX_ENTRIES, max_bytes: MAX_BYTES }
+    }
 }
 
 /// The command line's definition, for man pages and completions.

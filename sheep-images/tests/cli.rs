@@ -9,12 +9,16 @@ mod maker;
 mod bootstrap;
 #[path = "cli/crash.rs"]
 mod crash;
+#[path = "cli/export.rs"]
+mod export;
 #[path = "cli/formats.rs"]
 mod formats;
 #[path = "cli/hostile.rs"]
 mod hostile;
 #[path = "cli/images.rs"]
 mod images;
+#[path = "cli/interop.rs"]
+mod interop;
 #[path = "cli/layers.rs"]
 mod layers;
 #[path = "cli/store.rs"]

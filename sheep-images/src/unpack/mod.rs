@@ -6,6 +6,7 @@ pub mod attributes;
 pub mod extract;
 pub mod header;
 pub mod implied;
+mod layers;
 pub mod pax;
 pub mod resolve;
 pub mod sparse;
@@ -27,6 +28,7 @@ use crate::store::{LoadedImage, Store};
 use crate::stream::{Stream, Summary};
 use archive::Archive;
 pub use extract::LeftOut;
+pub use layers::Layers;
 
 /// Runs the verb.
 pub fn run(store: &Store, args: &Unpack) -> Result<()> {
@@ -59,7 +61,7 @@ impl Unpacked {
 
 /// Unpacks the layers of an image that are not. Of two processes that want one at once one works, and the other waits
 /// for it.
-fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs) -> Result<LeftOut> {
+pub fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs) -> Result<LeftOut> {
     let layers: Vec<Placed<'_>> = image
         .layers()
         .zip(image.chain_ids())
@@ -217,4 +219,14 @@ pub fn tell_left_out(what: &str, left_out: LeftOut) {
             parts.join(", ")
         ),
     );
+}
+
+/// Says in one line what a tree that is made of unpacked layers has not got. For whom they were unpacked as an ordinary user,
+/// that is said each time: of layers that were there it is not known any more.
+pub fn tell_owners(what: &str, left_out: LeftOut) {
+    if left_out == LeftOut::default() && !rustix::process::geteuid().is_root() {
+        let note = "as an unprivileged user, the image's owners and devices are not kept: all is yours";
+        return exit::warn("sheep-images", &format!("{what}: {note}"));
+    }
+    tell_left_out(what, left_out);
 }
