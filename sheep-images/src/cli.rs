@@ -25,7 +25,7 @@ pub struct Cli {
 pub enum Verb {
     /// Make an image from this host's own shell and utilities, with the libraries they need
     Bootstrap(Bootstrap),
-    /// Get an image in: an OCI layout, what 'docker save' made, or the archive of a root file system
+    /// Get an image in: an OCI layout, what 'docker save' made, or a root file system, in an archive or a directory
     Import(Import),
     /// Make an image of a document's image and the changes in its overlay
     Commit(Commit),
@@ -62,8 +62,8 @@ pub struct Bootstrap {
 pub struct Import {
     /// The image's name
     pub name: String,
-    /// The archive, or - for stdin, or a directory that is an OCI layout; what it is, and how compressed, is found by its
-    /// content
+    /// The archive, or - for stdin, or a directory: an OCI layout, or the files of the image; what it is, and how compressed, is
+    /// found by its content
     pub file: OsString,
     /// Which image, where there are several: the name that it has there
     #[arg(long = "ref", value_name = "REF")]

@@ -9,6 +9,8 @@ mod maker;
 mod bootstrap;
 #[path = "cli/crash.rs"]
 mod crash;
+#[path = "cli/directory.rs"]
+mod directory;
 #[path = "cli/export.rs"]
 mod export;
 #[path = "cli/formats.rs"]
