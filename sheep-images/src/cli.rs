@@ -170,6 +170,12 @@ pub struct Unpack {
     /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
     #[arg(value_name = "REF")]
     pub reference: String,
+    /// Make a plain directory of all that a container sees, whole or not at all; nothing is there, or an empty directory
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// As an ordinary user, keep the owners: root's files are yours, others' belong to your subordinate ids, as with podman unshare
+    #[arg(long, requires = "to")]
+    pub userns: bool,
     /// How much is too much.
     #[command(flatten)]
     pub limits: LimitArgs,

@@ -21,8 +21,9 @@ use sheep_overlay::exit;
 
 use crate::cli::{Export, ExportFormat};
 use crate::oci::Descriptor;
-use crate::place::NewFile;
+use crate::place::{self, NewFile};
 use crate::store::{LoadedImage, Store, position};
+use crate::unpack::owner;
 
 /// An image that is to be exported, as the index has it; of one for several platforms, what is for this machine is loaded.
 struct Wanted {
@@ -58,7 +59,10 @@ fn export(store: &Store, args: &Export, what: &str) -> Result<()> {
                 return Err(exit::usage("--format rootfs is of one image"));
             };
             let [wanted] = &wanted(store, args)?[..] else { return Ok(()) };
-            write(output, args.force, |out| rootfs::archive(store, &wanted.image, what, out))
+            if let Some(to) = file(output) {
+                place::check_writable(to)?;
+            }
+            owner::over_modes(|| write(output, args.force, |out| rootfs::archive(store, &wanted.image, what, out)))
         }
     }
 }
@@ -84,9 +88,14 @@ fn wanted(store: &Store, args: &Export) -> Result<Vec<Wanted>> {
     Ok(all)
 }
 
+/// The file that is named; `-` is stdout.
+fn file(output: Option<&Path>) -> Option<&Path> {
+    output.filter(|path| *path != "-")
+}
+
 /// Writes an archive to a file, or to stdout where none is named.
 fn write(output: Option<&Path>, replace: bool, archive: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    match output.filter(|path| *path != "-") {
+    match file(output) {
         Some(path) => {
             let new = NewFile::begin(path, replace)?;
             let mut out = BufWriter::with_capacity(1 << 20, new.file());

@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, CWD, RenameFlags, StatxFlags};
+use rustix::fs::{Access, AtFlags, CWD, RenameFlags, StatxFlags, accessat};
 use rustix::io::Errno;
 use sheep_overlay::{exit, export};
 
@@ -115,6 +115,15 @@ impl NewFile {
         }
         sync_parent(&self.place)
     }
+}
+
+/// Errors where this process's user may not put anything, or there is no directory for it. For who does the rest in a user
+/// namespace, in which modes do not keep him out of his own directories.
+pub fn check_writable(place: &Path) -> Result<()> {
+    let place = absolute(place)?;
+    let parent = place.parent().unwrap_or(Path::new("/"));
+    let rights = Access::WRITE_OK | Access::EXEC_OK;
+    accessat(CWD, parent, rights, AtFlags::EACCESS).with_context(|| parent.display().to_string())
 }
 
 /// Errors where a file cannot be put: only another one, and only where that is wanted, gives way.

@@ -25,5 +25,7 @@ mod interop;
 mod layers;
 #[path = "cli/store.rs"]
 mod store;
+#[path = "cli/to.rs"]
+mod to;
 #[path = "cli/user.rs"]
 mod user;

@@ -270,6 +270,7 @@ impl Store {
                 platform: image.config.platform.clone(),
                 config: image.config_value.clone(),
                 layers,
+                path: None,
             },
         )?;
         Ok(document)

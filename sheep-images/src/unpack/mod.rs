@@ -7,9 +7,11 @@ pub mod extract;
 pub mod header;
 pub mod implied;
 mod layers;
+pub mod owner;
 pub mod pax;
 pub mod resolve;
 pub mod sparse;
+mod to;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,9 +20,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use sheep_overlay::doc::Document;
 use sheep_overlay::exit;
 
 use crate::cli::{LimitArgs, Unpack};
+use crate::doc::Image;
 use crate::oci::{Descriptor, Digest};
 use crate::parallel;
 use crate::scratch::Scratch;
@@ -32,14 +36,22 @@ pub use layers::Layers;
 
 /// Runs the verb.
 pub fn run(store: &Store, args: &Unpack) -> Result<()> {
-    let work = || -> Result<LoadedImage> {
+    let what = format!("unpack {}", args.reference);
+    let work = || -> Result<Document> {
         let image = store.find(&args.reference)?;
-        let left_out = ensure(store, &image, args.limits)?;
-        tell_left_out(&format!("unpack {}", args.reference), left_out);
-        Ok(image)
+        let Some(to) = &args.to else {
+            let left_out = ensure(store, &image, args.limits)?;
+            tell_left_out(&what, left_out);
+            return store.document(&image);
+        };
+        let path = to::unpack_to(store, &image, to, args.userns, args.limits, &what)?;
+        let mut document = store.document(&image)?;
+        let mut described: Image = document.require("image", "'sheep-images unpack'")?;
+        described.path = Some(path);
+        document.set("image", &described)?;
+        Ok(document)
     };
-    let image = work().with_context(|| format!("unpack {}", args.reference))?;
-    store.document(&image)?.print("image", args.print.print.as_deref())
+    work().context(what.clone())?.print("image", args.print.print.as_deref())
 }
 
 /// A layer that was unpacked, and is not in its place yet.

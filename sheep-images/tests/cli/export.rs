@@ -251,10 +251,6 @@ fn as_an_ordinary_user() {
     );
     world.sh("sheep-images export t --format oci-dir -o layout && skopeo inspect oci:layout:t:latest >/dev/null").ok();
     let outcome = world.sh("sheep-images export t --format rootfs -o r.tar");
-    assert_eq!(outcome.code, 1, "a directory of mode 0 cannot be read: {outcome:?}");
-    assert!(outcome.stderr.contains("closed"), "{}", outcome.stderr);
-    world.sh("test ! -e r.tar && chmod 700 data/layers/sha256/*/closed").ok();
-    let outcome = world.sh("sheep-images export t --format rootfs -o r.tar");
     assert_eq!(
         outcome.stderr,
         "sheep-images: export t: as an unprivileged user, the image's owners and devices are not kept: all is yours\n"
