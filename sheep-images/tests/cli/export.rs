@@ -6,12 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::harness::World;
 use crate::images::{listing, make, view};
-use crate::interop::picture;
+use crate::interop::{PODMAN, picture};
 use crate::maker::{Block, tar};
-
-/// podman with a store in the world's directory.
-const PODMAN: &str =
-    r#"podman() { command podman --root $PWD/store --runroot $PWD/run --storage-driver overlay "$@"; }; "#;
 
 #[test]
 fn as_docker_saves_it() {

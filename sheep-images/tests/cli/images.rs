@@ -44,11 +44,12 @@ pub fn shown(world: &World, image: &str) -> String {
 
 /// Mounts an image's layers, and no more, read-only at `at`. A layer that stands in it twice stands where it is on top.
 pub fn view(world: &World, image: &str, at: &str) {
-    // The kernel wants two lowers at least.
+    // The kernel wants two lowers at least, and their names on one page.
     world
         .sh(&format!(
-            "set -e; mkdir -p {at} nothing; l=$(sheep-images unpack {image} | jq -r '[.image.layers[].path] | reverse | reduce .[] as $p ([]; if index($p) then . else . + [$p] end) | join(\":\")')
-             mount -t overlay -o ro,lowerdir=$l:nothing none {at}"
+            "set -e; mkdir -p {at} .lowers-{at}/nothing; l=; i=0
+             for p in $(sheep-images unpack {image} | jq -r '[.image.layers[].path] | reverse | reduce .[] as $p ([]; if index($p) then . else . + [$p] end) | .[]')
+             do i=$((i + 1)); ln -s $p .lowers-{at}/$i; l=$l$i:; done; cd .lowers-{at}; mount -t overlay -o ro,lowerdir=${{l}}nothing none ../{at}"
         ))
         .ok();
 }
