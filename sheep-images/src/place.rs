@@ -4,7 +4,7 @@
 //! stays.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -115,6 +115,14 @@ impl NewFile {
         }
         sync_parent(&self.place)
     }
+}
+
+/// Whether what is made beside `place` gets a group that this process's user does not have as his own (set-group-id).
+pub fn hands_on_its_group(place: &Path) -> Result<bool> {
+    let place = absolute(place)?;
+    let parent = place.parent().unwrap_or(Path::new("/"));
+    let found = fs::metadata(parent).with_context(|| parent.display().to_string())?;
+    Ok(found.mode() & 0o2000 != 0 && found.gid() != rustix::process::getegid().as_raw())
 }
 
 /// Errors where this process's user may not put anything, or there is no directory for it. For who does the rest in a user

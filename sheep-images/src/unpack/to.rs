@@ -38,8 +38,16 @@ pub fn unpack_to(
     what: &str,
 ) -> Result<DocPath> {
     place::check_writable(to)?;
+    let from_store = || from_store(store, image, to, limits, what);
+    // A user namespace does not know the group, and in it nothing that has the group can be changed.
+    let group = place::hands_on_its_group(to)?;
     if !mapped || rustix::process::geteuid().is_root() {
-        return owner::over_modes(|| from_store(store, image, to, limits, what));
+        return if group { from_store() } else { owner::over_modes(from_store) };
+    }
+    if group {
+        return Err(exit::usage(
+            "--userns: the directory hands on its group (chmod g+s), which your user namespace does not know",
+        ));
     }
     let namespace = UserNamespace::as_root().ok_or_else(|| {
         exit::usage(

@@ -206,6 +206,12 @@ fn a_file_is_whole_or_absent() {
     assert_eq!(terminal.code, 2);
     assert!(terminal.stdout.contains("stdout is a terminal"), "{}", terminal.stdout);
 
+    world.sh("mkdir small; mount -t tmpfs -o size=1m none small").ok();
+    for format in ["oci", "docker", "rootfs", "oci-dir"] {
+        world.sh(&format!("sheep-images export x --format {format} -o small/out")).fails(1, "No space left on device");
+        assert_eq!(world.sh("ls -A small").ok(), "", "{format}");
+    }
+
     // A signal leaves nothing; a kill leaves what the next one takes away.
     world.sh("dd if=/dev/urandom of=big bs=1M count=64 status=none; tar -cf big.tar big; sheep-images import big big.tar; rm big big.tar").ok();
     for signal in ["INT", "TERM", "KILL"] {

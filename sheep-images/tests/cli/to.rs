@@ -161,6 +161,18 @@ fn an_ordinary_user_has_it_as_his_own_or_with_its_owners() {
     world.sh("mkdir ro; chmod 555 ro; sheep-images unpack t --to ro/x").fails(1, "/ro: Permission denied");
     world.sh("sheep-images export t --format rootfs -o ro/x").fails(1, "/ro: Permission denied");
     world.sh("mkdir full; touch full/f; sheep-images unpack t --to full --userns").fails(4, "it is not empty");
+    // Where no user namespace can be had, what is open to its owner is unpacked all the same.
+    let nowhere = "unshare -U --map-user=1000 --map-group=1000 --keep-caps sh -c 'echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --ambient-caps=-all --inh-caps=-all sheep-images unpack IMAGE --to no-namespace --print path'";
+    world.sh(&nowhere.replace("IMAGE", "t")).fails(1, "Permission denied");
+    world.sh("mkdir plain; echo f > plain/f; sheep-images import plain plain").ok();
+    let outcome = world.sh(&nowhere.replace("IMAGE", "plain"));
+    assert_eq!(
+        (outcome.code, world.sh("cat no-namespace/f; ls -A | grep sheep; true").ok().as_str()),
+        (0, "f"),
+        "{outcome:?}"
+    );
+    // Nobody reads on.
+    world.sh("sheep-images export t --format rootfs | head -c 1 >/dev/null; exit ${PIPESTATUS[0]}").ok();
     // The child that did the work is ended with its parent.
     world.sh("mkdir t; head -c 100M /dev/urandom > t/f; sheep-images import big t").ok();
     for options in ["", "--userns"] {
@@ -178,4 +190,17 @@ fn an_ordinary_user_has_it_as_his_own_or_with_its_owners() {
         }
         assert!(!world.dir.join("out").exists());
     }
+}
+
+#[test]
+fn in_a_directory_that_hands_on_its_group() {
+    let world = World::user();
+    world.sh("mkdir plain shared; echo f > plain/f; sheep-images import t plain").ok();
+    let shared = world.dir.join("shared");
+    std::os::unix::fs::chown(&shared, None, Some(65533)).unwrap();
+    std::fs::set_permissions(&shared, std::os::unix::fs::PermissionsExt::from_mode(0o2775)).unwrap();
+    world.sh("sheep-images unpack t --to shared/out").ok();
+    assert_eq!(world.sh("cat shared/out/f; ls -A shared").ok(), "f\nout");
+    world.sh("sheep-images unpack t --to shared/x --userns").fails(2, "hands on its group");
+    world.sh("sheep-images export t --format rootfs -o shared/t.tar && tar -tf shared/t.tar").ok();
 }
