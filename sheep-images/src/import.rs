@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use sheep_overlay::{exit, export, state};
@@ -128,12 +129,24 @@ fn from_directory(store: &Store, name: &Name, dir: &Path, args: &Import, what: &
     of_files(args)?;
     let latest = export::source_date_epoch()?;
     let receive = |stage: &Stage, unpacked: &Scratch| {
-        let packed = stage.layer()?;
-        directory::pack(store, dir, what, latest, BufWriter::with_capacity(1 << 20, packed))?;
-        // What was packed is unpacked again, so that the store has what every reader of the archive gets.
-        let source = File::open(stage.file("layer"))?;
-        let received = unpack::receive(Stream::start(source, None), unpacked.fd(), args.limits)?;
-        Ok((received.summary, received.left_out))
+        // What is packed is unpacked again while it comes, so that the store has what every reader of the archive gets.
+        let (archive, packed) = io::pipe()?;
+        let _ = rustix::pipe::fcntl_setpipe_size(&packed, 1 << 20);
+        let out = BufWriter::with_capacity(1 << 18, packed);
+        let (received, packed) = thread::scope(|scope| {
+            let packing = scope.spawn(|| directory::pack(store, dir, latest, out));
+            (receive(archive, stage, unpacked, args.limits), packing.join())
+        });
+        match (received, packed.map_err(|_| anyhow!("the packing thread panicked"))?) {
+            (Ok(received), Ok(not_taken)) => {
+                directory::tell(what, &not_taken);
+                Ok(received)
+            }
+            // The one who gave up says why.
+            (Err(error), Err(packing)) if exit::is_broken_pipe(&packing) => Err(error),
+            (_, Err(packing)) => Err(packing),
+            (Err(error), Ok(_)) => Err(error),
+        }
     };
     let created = |_: &Summary| match latest {
         Some(seconds) => Ok(jiff::Timestamp::from_second(seconds)?.to_string()),

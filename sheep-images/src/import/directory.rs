@@ -33,15 +33,15 @@ const NAMED: usize = 5;
 
 /// What a directory has and an image of it has not.
 #[derive(Debug, Default)]
-struct NotTaken {
+pub struct NotTaken {
     sockets: u64,
     mounts: Vec<PathBuf>,
     store: Option<PathBuf>,
 }
 
-/// Writes the archive of what is in `dir`, and says in one line, which begins with `what`, what is not in it. No time is later
-/// than `latest`, in seconds. What changes while it is read is an error.
-pub fn pack(store: &Store, dir: &Path, what: &str, latest: Option<i64>, out: impl Write) -> Result<()> {
+/// Writes the archive of what is in `dir`, and gives what is not in it. No time is later than `latest`, in seconds. What changes
+/// while it is read is an error.
+pub fn pack(store: &Store, dir: &Path, latest: Option<i64>, out: impl Write) -> Result<NotTaken> {
     let (top, alone) = stack::open_alone(dir)?;
     let data = fs::metadata(store.data().path()).context("the data directory")?;
     let mut packing = Packing {
@@ -65,8 +65,7 @@ pub fn pack(store: &Store, dir: &Path, what: &str, latest: Option<i64>, out: imp
         let mounts = mountinfo::below(&mountinfo::read()?, &dir.canonicalize()?);
         not_taken.mounts = mounts.into_iter().map(|mount| mount.point).collect();
     }
-    tell(what, &not_taken);
-    Ok(())
+    Ok(not_taken)
 }
 
 struct Packing<'a, W: Write> {
@@ -164,7 +163,8 @@ fn overflow_ids() -> (Option<u32>, Option<u32>) {
     (read("/proc/sys/kernel/overflowuid"), read("/proc/sys/kernel/overflowgid"))
 }
 
-fn tell(what: &str, not_taken: &NotTaken) {
+/// Says in one line, which begins with `what`, what an image has not of its directory.
+pub fn tell(what: &str, not_taken: &NotTaken) {
     let mut parts = Vec::new();
     match not_taken.sockets {
         0 => {}
