@@ -281,3 +281,25 @@ fn marks_in_the_place_of_a_link_or_a_file() {
         );
     }
 }
+
+#[test]
+fn a_builder_goes_on_from_ours_and_we_from_its() {
+    let world = World::root();
+    let made = world
+        .sh(&format!(
+            "{PODMAN} set -e; sheep-images bootstrap base >/dev/null; sheep-images export base --format docker -o base.tar
+             printf 'FROM docker-archive:base.tar\\nRUN echo made > /made && rm /bin/ls && mkdir /dir && ln /made /dir/link\\nCOPY base.tar /dir/\\nENV A=b\\nENTRYPOINT [\"/bin/cat\"]\\nUSER 12:34\\n' > Containerfile
+             buildah bud -q --layers --isolation chroot -t localhost/built . >/dev/null; buildah push -q localhost/built oci-archive:built.tar:built
+             sheep-images import built built.tar --print image.config.config; sheep-images unpack built --to root >/dev/null; chroot root /bin/sh -c 'cat /made; test ! -e /bin/ls && test /made -ef /dir/link && echo so'"
+        ))
+        .ok();
+    let (config, said) = made.split_once('\n').unwrap();
+    for part in [r#""A=b""#, r#""Entrypoint":["/bin/cat"]"#, r#""User":"12:34""#] {
+        assert!(config.contains(part), "{part}: {config}");
+    }
+    assert_eq!(said, "made\nso");
+    // The layer of the base is the one that the store has.
+    let layers = |image: &str| world.sh(&format!("sheep-images unpack {image} | jq -r '.image.layers[0].path'")).ok();
+    assert_eq!(layers("built"), layers("base"));
+    world.sh("cmp base.tar root/dir/base.tar").ok();
+}
