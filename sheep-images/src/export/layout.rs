@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use sheep_overlay::exit;
 
 use super::Wanted;
 use super::members::{Checked, Members};
@@ -42,6 +43,12 @@ pub fn directory(store: &Store, wanted: &[Wanted], to: &Path) -> Result<()> {
     let blobs = blobs(store, wanted)?;
     let is_file = |name: &str| to.join(name).is_file();
     if is_file("oci-layout") && is_file("index.json") {
+        // A store's index is changed under its lock, with all that goes with that.
+        if is_file(".lock") {
+            let advice =
+                "it is the store of a data directory; 'sheep-images export … | sheep-images --root DIR import NAME -'";
+            return Err(exit::usage(format!("{}: {advice}", to.display())));
+        }
         return add(store, wanted, blobs, to).with_context(|| to.display().to_string());
     }
     let new = NewDirectory::begin(to)?;

@@ -160,6 +160,9 @@ fn as_a_layout_in_a_directory() {
     world
         .sh("sheep-images export --format oci-dir app -o empty && skopeo inspect oci:empty:app:latest >/dev/null")
         .ok();
+    let before = world.snapshot();
+    world.sh("sheep-images export --format oci-dir app -o data/images").fails(2, "it is the store of a data directory");
+    assert_eq!(world.snapshot(), before);
     // What is damaged makes nothing.
     world.sh("b=data/images/blobs/sha256/$(sheep-images inspect app | jq -r '.image.layers[0].digest' | cut -d: -f2); printf x | dd of=$b bs=1 seek=30 conv=notrunc status=none").ok();
     world.sh("sheep-images export --format oci-dir app -o broken").fails(1, "is damaged");

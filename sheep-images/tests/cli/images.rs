@@ -110,7 +110,7 @@ fn what_docker_save_and_podman_write() {
         world.assert_empty();
     }
     world
-        .sh("set -e; podman() { command podman --root $PWD/store --runroot $PWD/run --storage-driver vfs \"$@\"; }; id=$(podman pull -q oci:img:t); podman tag $id localhost/one:1
+        .sh("set -e; podman() { command podman --root $PWD/store --runroot $PWD/run --tmpdir $PWD/tmp --storage-driver vfs \"$@\"; }; id=$(podman pull -q oci:img:t); podman tag $id localhost/one:1
             podman save -q -o one.tar localhost/one:1; podman save -q --format oci-archive -o oci.tar localhost/one:1; podman save -q -m -o two.tar localhost/one:1 $id")
         .ok();
     for from in ["one.tar", "oci.tar", "--ref localhost/one:1 two.tar"] {
@@ -273,7 +273,7 @@ fn an_image_is_sent_out_as_it_came() {
         .sh("set -e; mkdir layout; tar -C layout -xf out.tar; umoci unpack --image layout:app:latest again 2>/dev/null || umoci unpack --image layout:$(umoci ls --layout layout | head -1) again; diff -r --no-dereference bundle/rootfs/etc again/rootfs/etc")
         .ok();
     let loaded = world
-        .sh("podman() { command podman --root $PWD/store --runroot $PWD/run --storage-driver vfs \"$@\"; }; podman load -q -i out.tar >/dev/null && podman images --digests --format '{{.Digest}}'")
+        .sh("podman() { command podman --root $PWD/store --runroot $PWD/run --tmpdir $PWD/tmp --storage-driver vfs \"$@\"; }; podman load -q -i out.tar >/dev/null && podman images --digests --format '{{.Digest}}'")
         .ok();
     assert_eq!(loaded, digest);
     world.sh("sheep-images export nothing").fails(3, "no such image");

@@ -7,7 +7,7 @@ use crate::harness::World;
 use crate::images::view;
 
 /// podman and buildah with a store in the world's directory, as shell functions.
-pub const PODMAN: &str = r#"podman() { command podman --root $PWD/store --runroot $PWD/run --storage-driver overlay "$@"; }
+pub const PODMAN: &str = r#"podman() { command podman --root $PWD/store --runroot $PWD/run --tmpdir $PWD/tmp --storage-driver overlay "$@"; }
 buildah() { command buildah --root $PWD/store --runroot $PWD/run --storage-driver overlay "$@"; }
 "#;
 
