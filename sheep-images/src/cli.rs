@@ -25,11 +25,11 @@ pub struct Cli {
 pub enum Verb {
     /// Make an image from this host's own shell and utilities, with the libraries they need
     Bootstrap(Bootstrap),
-    /// Get an image in: an OCI layout, what 'docker save' made, or the archive of a root file system
+    /// Get an image in: an OCI layout, what 'docker save' made, or a root file system, in an archive or a directory
     Import(Import),
     /// Make an image of a document's image and the changes in its overlay
     Commit(Commit),
-    /// Print an image as an archive of an OCI layout, which skopeo, podman, docker and umoci take
+    /// Send images out: as an OCI layout, as 'docker save' does, or as a tar of the files in one
     Export(Export),
     /// Unpack an image's layers, where that is not done yet, and print its document
     Unpack(Unpack),
@@ -65,8 +65,8 @@ pub struct Bootstrap {
 pub struct Import {
     /// The image's name
     pub name: String,
-    /// The archive, or - for stdin, or a directory that is an OCI layout; what it is, and how compressed, is found by its
-    /// content
+    /// The archive, or - for stdin, or a directory: an OCI layout, or the files of the image; what it is, and how compressed, is
+    /// found by its content
     pub file: OsString,
     /// Which image, where there are several: the name that it has there
     #[arg(long = "ref", value_name = "REF")]
@@ -132,9 +132,31 @@ pub struct Commit {
 /// `export`
 #[derive(Debug, Args)]
 pub struct Export {
-    /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
-    #[arg(value_name = "REF")]
-    pub reference: String,
+    /// The images: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits; several in one, but for rootfs
+    #[arg(value_name = "REF", required = true)]
+    pub references: Vec<String>,
+    /// In which form
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "oci")]
+    pub format: ExportFormat,
+    /// Write to PATH, whole or not at all [default: stdout]
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// Replace the file that is there
+    #[arg(long, requires = "output")]
+    pub force: bool,
+}
+
+/// `export --format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// An archive of an OCI layout, for podman, skopeo, umoci, containerd
+    Oci,
+    /// An OCI layout in a directory; one that is there gets the images added
+    OciDir,
+    /// What 'docker save' makes, for docker load
+    Docker,
+    /// A tar of the files that a container sees
+    Rootfs,
 }
 
 /// `--format`
@@ -154,6 +176,12 @@ pub struct Unpack {
     /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
     #[arg(value_name = "REF")]
     pub reference: String,
+    /// Make a plain directory of all that a container sees, whole or not at all; nothing is there, or an empty directory
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// As an ordinary user, keep the owners: root's files are yours, others' belong to your subordinate ids, as with podman unshare
+    #[arg(long, requires = "to")]
+    pub userns: bool,
     /// How much is too much.
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -233,18 +261,28 @@ pub enum ProgressMode {
     None,
 }
 
+const MAX_ENTRIES: u64 = 10_000_000;
+const MAX_BYTES: u64 = 1 << 40;
+const MAX_RATIO: u64 = 200;
+
 /// Limits on an archive. They are far above what real images hold, and below what fills a machine unnoticed.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct LimitArgs {
     /// Refuse a layer with more entries than this
-    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+    #[arg(long, value_name = "N", default_value_t = MAX_ENTRIES)]
     pub max_entries: u64,
     /// Refuse a layer with more bytes of file content than this
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 40)]
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_BYTES)]
     pub max_bytes: u64,
     /// Refuse a layer of more than 1 GiB that is more than N times as long as its compressed archive
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", default_value_t = MAX_RATIO)]
     pub max_ratio: u64,
+}
+
+impl Default for LimitArgs {
+    fn default() -> Self {
+        LimitArgs { max_entries: MAX_ENTRIES, max_bytes: MAX_BYTES, max_ratio: MAX_RATIO }
+    }
 }
 
 /// The command line's definition, for man pages and completions.

@@ -20,6 +20,9 @@ pub struct Image {
     pub config: Value,
     /// The layers, bottom first.
     pub layers: Vec<Layer>,
+    /// The directory into which all of the image was unpacked; absent where that was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<DocPath>,
 }
 
 /// What an image runs on, in OCI's (Go's) terms.

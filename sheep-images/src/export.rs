@@ -1,107 +1,118 @@
-//! `export`: an image as an archive of an OCI layout (image-layout.md), on stdout: what skopeo, podman, docker and umoci take.
+//! `export`: images for other tools, in the form that they take.
 //!
-//! The same image gives the same bytes: its blobs are stored as they came, and are written in the order of their digests, with
-//! no times. Each is checked on its way; one that is damaged ends the archive before its end, which every reader sees.
+//! - `oci`: an archive of an OCI layout (image-layout.md).
+//! - `oci-dir`: the layout itself, in a directory.
+//! - `docker`: an archive as `docker save` makes it.
+//! - `rootfs`: the files of one image, in a tar.
+//!
+//! The same images give the same bytes. What is damaged ends an archive before its end, which every reader sees; where it
+//! goes to a file, there is none.
 
-use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal, Read, Write};
-use std::mem::ManuallyDrop;
+mod docker;
+mod layout;
+mod members;
+mod rootfs;
 
-use anyhow::{Context, Result, bail};
-use serde_json::json;
-use sha2::{Digest as _, Sha256};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
 use sheep_overlay::exit;
-use tar::{Builder, EntryType, Header};
 
-use crate::cli::Export;
-use crate::oci::{Digest, Index};
-use crate::store::{Store, position};
+use crate::cli::{Export, ExportFormat};
+use crate::oci::Descriptor;
+use crate::place::{self, NewFile};
+use crate::store::{LoadedImage, Store, position};
+use crate::unpack::owner;
+
+/// An image that is to be exported, as the index has it; of one for several platforms, what is for this machine is loaded.
+struct Wanted {
+    descriptor: Descriptor,
+    image: LoadedImage,
+}
 
 /// Runs the verb.
 pub fn run(store: &Store, args: &Export) -> Result<()> {
-    let what = format!("export {}", args.reference);
-    let stdout = io::stdout();
-    if stdout.is_terminal() {
-        return Err(exit::usage("stdout is a terminal; an archive would be written there: > FILE, or a pipe"))
-            .context(what);
-    }
-    let work = || -> Result<()> {
-        let mut index = store.index()?;
-        let at = position(&index, &args.reference)?;
-        let image = index.manifests.swap_remove(at);
-        // All of it can be read, or nothing is written.
-        store.load(&image)?;
-        let blobs: Vec<(Digest, File)> = store
-            .uses(std::slice::from_ref(&image))?
-            .blobs
-            .into_iter()
-            .map(|digest| {
-                let file = File::open(store.blob(&digest));
-                (digest, file)
-            })
-            // Of an image for several platforms, others may have stored only the one.
-            .filter(|(_, file)| !file.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound))
-            .map(|(digest, file)| {
-                Ok((digest.clone(), file.with_context(|| store.blob(&digest).display().to_string())?))
-            })
-            .collect::<Result<_>>()?;
-        let mut alone = Index::empty();
-        alone.manifests = vec![image];
-        // Dropped, it would end the archive as if all were well.
-        let mut archive = ManuallyDrop::new(Builder::new(BufWriter::with_capacity(1 << 20, stdout.lock())));
-        document(&mut archive, "oci-layout", &serde_json::to_vec(&json!({ "imageLayoutVersion": "1.0.0" }))?)?;
-        document(&mut archive, "index.json", &serde_json::to_vec(&alone)?)?;
-        for dir in ["blobs/", "blobs/sha256/"] {
-            append(&mut archive, EntryType::Directory, dir, 0o755, 0, io::empty())?;
+    let what = format!("export {}", args.references.join(" "));
+    export(store, args, &what).context(what)
+}
+
+fn export(store: &Store, args: &Export, what: &str) -> Result<()> {
+    let output = args.output.as_deref();
+    match args.format {
+        ExportFormat::Oci => {
+            let wanted = wanted(store, args)?;
+            write(output, args.force, |out| layout::archive(store, &wanted, out))
         }
-        for (digest, file) in blobs {
-            let size = file.metadata()?.len();
-            let mut content = Checked { file, hash: Sha256::new() };
-            let name = format!("blobs/sha256/{}", digest.hex());
-            append(&mut archive, EntryType::Regular, &name, 0o644, size, &mut content)?;
-            if Digest::from_hash(&content.hash.finalize()) != digest {
-                bail!("{} is damaged: its content is not what its digest says", store.blob(&digest).display());
+        ExportFormat::Docker => {
+            let wanted = wanted(store, args)?;
+            write(output, args.force, |out| docker::archive(store, &wanted, out))
+        }
+        ExportFormat::OciDir => {
+            let Some(to) = output else {
+                return Err(exit::usage("--format oci-dir makes a directory: say which with --output DIR"));
+            };
+            layout::directory(store, &wanted(store, args)?, to)
+        }
+        ExportFormat::Rootfs => {
+            let [_] = &args.references[..] else {
+                return Err(exit::usage("--format rootfs is of one image"));
+            };
+            let [wanted] = &wanted(store, args)?[..] else { return Ok(()) };
+            if let Some(to) = file(output) {
+                place::check_writable(to)?;
             }
+            owner::over_modes(|| write(output, args.force, |out| rootfs::archive(store, &wanted.image, what, out)))
         }
-        ManuallyDrop::into_inner(archive).into_inner().and_then(|mut out| out.flush()).context("stdout")
-    };
-    work().context(what)
+    }
 }
 
-fn document(archive: &mut Builder<impl Write>, name: &str, bytes: &[u8]) -> Result<()> {
-    append(archive, EntryType::Regular, name, 0o644, bytes.len() as u64, bytes)
+/// The images that were named, each name of one once.
+fn wanted(store: &Store, args: &Export) -> Result<Vec<Wanted>> {
+    let index = store.index()?;
+    let mut all: Vec<Wanted> = Vec::new();
+    for reference in &args.references {
+        let find = || -> Result<Wanted> {
+            let descriptor = index.manifests[position(&index, reference)?].clone();
+            let image = store.load(&descriptor)?;
+            Ok(Wanted { descriptor, image })
+        };
+        let found = match args.references.len() {
+            1 => find(),
+            _ => find().with_context(|| reference.clone()),
+        }?;
+        if !all.iter().any(|other| other.descriptor == found.descriptor) {
+            all.push(found);
+        }
+    }
+    Ok(all)
 }
 
-fn append(
-    archive: &mut Builder<impl Write>,
-    kind: EntryType,
-    name: &str,
-    mode: u32,
-    size: u64,
-    content: impl Read,
-) -> Result<()> {
-    let mut header = Header::new_ustar();
-    header.set_entry_type(kind);
-    header.set_path(name)?;
-    header.set_mode(mode);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(size);
-    header.set_cksum();
-    archive.append(&header, content).context("stdout")
+/// The file that is named; `-` is stdout.
+fn file(output: Option<&Path>) -> Option<&Path> {
+    output.filter(|path| *path != "-")
 }
 
-/// A blob that is hashed as it is read.
-struct Checked {
-    file: File,
-    hash: Sha256,
-}
-
-impl Read for Checked {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read(into)?;
-        self.hash.update(&into[..n]);
-        Ok(n)
+/// Writes an archive to a file, or to stdout where none is named.
+fn write(output: Option<&Path>, replace: bool, archive: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    match file(output) {
+        Some(path) => {
+            let new = NewFile::begin(path, replace)?;
+            let mut out = BufWriter::with_capacity(1 << 20, new.file());
+            archive(&mut out)?;
+            out.flush().with_context(|| path.display().to_string())?;
+            drop(out);
+            new.finish()
+        }
+        None => {
+            let stdout = io::stdout();
+            if stdout.is_terminal() {
+                let advice = "stdout is a terminal; an archive would be written there: --output FILE, or a pipe";
+                return Err(exit::usage(advice));
+            }
+            let mut out = BufWriter::with_capacity(1 << 20, stdout.lock());
+            archive(&mut out)?;
+            out.flush().context("stdout")
+        }
     }
 }

@@ -1,18 +1,20 @@
-//! `import`: an image from what other tools wrote: the archive of a root file system, an OCI layout (a directory or an
-//! archive of one), or what `docker save` made. Which of these it is tells the content.
+//! `import`: an image from what other tools wrote: the archive of a root file system or a directory with one, an OCI layout (a
+//! directory or an archive of one), or what `docker save` made. Which of these it is tells the content.
 
+mod directory;
 mod files;
 mod image;
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, BufWriter, IsTerminal, Read};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::thread;
 
 use anyhow::{Context, Result, anyhow};
-use sheep_overlay::{exit, state};
+use sheep_overlay::{exit, export, state};
 
 use crate::cli::{Import, ImportFormat, LimitArgs};
 use crate::oci::{self, Descriptor};
@@ -47,6 +49,7 @@ pub fn run(store: &Store, args: &Import) -> Result<()> {
                 &progress,
                 Stage::new(store)?,
             ),
+            Source::Directory(dir) => from_directory(store, &name, &dir, args, &what, &progress),
             Source::File(file) => from_file(store, &name, file, args, &wanted, &progress),
         };
         let (image, left_out) = taken.with_context(|| shown.to_string())?;
@@ -64,6 +67,8 @@ enum Source {
     File(File),
     /// A directory that is an OCI layout.
     Layout(PathBuf),
+    /// A directory with the files of an image.
+    Directory(PathBuf),
 }
 
 fn open(args: &Import) -> Result<Source> {
@@ -77,12 +82,16 @@ fn open(args: &Import) -> Result<Source> {
     match File::open(&args.file) {
         Ok(file) if file.metadata()?.is_dir() => {
             let dir = PathBuf::from(&args.file);
-            if dir.join("index.json").is_file() && dir.join("oci-layout").is_file() {
-                return Ok(Source::Layout(dir));
+            let (index, layout) = (dir.join("index.json").is_file(), dir.join("oci-layout").is_file());
+            match args.format {
+                ImportFormat::Image => Ok(Source::Layout(dir)),
+                ImportFormat::Rootfs => Ok(Source::Directory(dir)),
+                ImportFormat::Auto if index && layout => Ok(Source::Layout(dir)),
+                ImportFormat::Auto if layout || dir.join("blobs/sha256").is_dir() => Err(exit::usage(
+                    "a directory like an OCI layout, but index.json or oci-layout is missing; --format rootfs takes it as one of files",
+                )),
+                ImportFormat::Auto => Ok(Source::Directory(dir)),
             }
-            Err(exit::usage(
-                "it is a directory, and no OCI layout; pack it first: tar -C DIR -c . | sheep-images import NAME -",
-            ))
         }
         Ok(file) => Ok(Source::File(file)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Err(exit::not_found("no such file")),
@@ -108,11 +117,7 @@ fn from_file(
     };
     match kind {
         Kind::RootFs => {
-            if let Some(option) =
-                args.reference.as_ref().map(|_| "--ref").or(args.platform.as_ref().map(|_| "--platform"))
-            {
-                return Err(exit::usage(format!("{option} is for archives of images, and this is one of files")));
-            }
+            of_files(args)?;
             let receive = |stage: &Stage, unpacked: &Scratch| receive(source, stage, unpacked, args.limits, came());
             take_in(store, name, "sheep-images import", receive, |_| Ok(state::now()))
         }
@@ -122,6 +127,52 @@ fn from_file(
             image::take_in(store, name, &files, wanted, args.limits, progress, stage)
         }
     }
+}
+
+/// Errors where an option is given that says which of several images is meant.
+fn of_files(args: &Import) -> Result<()> {
+    match args.reference.as_ref().map(|_| "--ref").or(args.platform.as_ref().map(|_| "--platform")) {
+        Some(option) => Err(exit::usage(format!("{option} is for archives of images, and this is one of files"))),
+        None => Ok(()),
+    }
+}
+
+/// An image of one layer: the files in a directory.
+fn from_directory(
+    store: &Store,
+    name: &Name,
+    dir: &Path,
+    args: &Import,
+    what: &str,
+    progress: &Progress,
+) -> Result<(Descriptor, LeftOut)> {
+    of_files(args)?;
+    let latest = export::source_date_epoch()?;
+    let receive = |stage: &Stage, unpacked: &Scratch| {
+        // What is packed is unpacked again while it comes, so that the store has what every reader of the archive gets.
+        let (archive, packed) = io::pipe()?;
+        let _ = rustix::pipe::fcntl_setpipe_size(&packed, 1 << 20);
+        let out = BufWriter::with_capacity(1 << 18, packed);
+        let (received, packed) = thread::scope(|scope| {
+            let packing = scope.spawn(|| directory::pack(store, dir, latest, out));
+            (receive(archive, stage, unpacked, args.limits, progress.add(&dir.to_string_lossy(), None)), packing.join())
+        });
+        match (received, packed.map_err(|_| anyhow!("the packing thread panicked"))?) {
+            (Ok(received), Ok(not_taken)) => {
+                directory::tell(what, &not_taken);
+                Ok(received)
+            }
+            // The one who gave up says why.
+            (Err(error), Err(packing)) if exit::is_broken_pipe(&packing) => Err(error),
+            (_, Err(packing)) => Err(packing),
+            (Err(error), Ok(_)) => Err(error),
+        }
+    };
+    let created = |_: &Summary| match latest {
+        Some(seconds) => Ok(jiff::Timestamp::from_second(seconds)?.to_string()),
+        None => Ok(state::now()),
+    };
+    take_in(store, name, "sheep-images import", receive, created)
 }
 
 /// Stores and unpacks an archive in one pass; `came` counts what of it was read.

@@ -14,6 +14,7 @@ pub mod interrupt;
 pub mod ls;
 pub mod oci;
 pub mod parallel;
+pub mod place;
 pub mod progress;
 pub mod reference;
 pub mod rm;

@@ -34,8 +34,34 @@ pub struct Scratch {
 impl Scratch {
     /// Makes a scratch directory in `parent`, mode 0700, and locks it.
     pub fn new(parent: &Path) -> Result<Self> {
+        Self::make(parent, PREFIX.as_ref())
+    }
+
+    /// Makes one beside `place`, in a directory that is not ours: `.NAME.sheep-…`. What a killed command left for the same
+    /// place is deleted; nothing else is.
+    pub fn beside(place: &Path) -> Result<Self> {
+        let parent = place.parent().unwrap_or(Path::new("/"));
+        let name = place.file_name().unwrap_or_default().as_bytes();
+        // The name may be as long as names can be.
+        let prefix = [b".", &name[..name.len().min(200)], b".sheep-"].concat();
+        let is_ours = |path: &Path| {
+            let id = path.file_name().unwrap_or_default().as_bytes().get(prefix.len()..).unwrap_or_default();
+            let uid = rustix::process::geteuid().as_raw();
+            id.len() == 12
+                && id.iter().all(u8::is_ascii_hexdigit)
+                && fs::symlink_metadata(path).is_ok_and(|found| found.uid() == uid)
+        };
+        for left in Self::unheld(parent, OsStr::from_bytes(&prefix), is_ours)? {
+            left.delete()?;
+        }
+        Self::make(parent, OsStr::from_bytes(&prefix))
+    }
+
+    fn make(parent: &Path, prefix: &OsStr) -> Result<Self> {
         loop {
-            let path = parent.join(format!("{PREFIX}{}", state::new_id()?));
+            let mut name = prefix.to_owned();
+            name.push(state::new_id()?);
+            let path = parent.join(name);
             let make = || fs::DirBuilder::new().mode(0o700).create(&path);
             interrupt::make_dir(&path, make).with_context(|| path.display().to_string())?;
             // Between making and locking, a process that clears up may have taken it for a leftover: then again, and without
@@ -64,11 +90,16 @@ impl Scratch {
 
     /// The scratch directories in `parent` that no living process holds.
     pub fn leftovers(parent: &Path) -> Result<Vec<Self>> {
+        Self::unheld(parent, PREFIX.as_ref(), |_| true)
+    }
+
+    fn unheld(parent: &Path, prefix: &OsStr, is_ours: impl Fn(&Path) -> bool) -> Result<Vec<Self>> {
         let mut found = Vec::new();
         let entries = fs::read_dir(parent).with_context(|| parent.display().to_string())?;
         for entry in entries {
             let entry = entry.with_context(|| parent.display().to_string())?;
-            if entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
+            if entry.file_name().as_bytes().starts_with(prefix.as_bytes())
+                && is_ours(&entry.path())
                 && let Some(scratch) = Self::lock_existing(entry.path(), false)?
             {
                 found.push(scratch);
@@ -279,6 +310,24 @@ mod tests {
         delete_dir(&top).unwrap();
         assert_eq!(fs::read(outside.join("canary")).unwrap(), b"alive");
         fs::remove_dir_all(outside).unwrap();
+    }
+
+    #[test]
+    fn what_was_left_for_a_place_goes_with_the_next_try() {
+        let parent = dir();
+        let place = parent.join("out");
+        for (name, _) in
+            [(".out.sheep-0123456789ab", "ours"), (".out.sheep-0123", "not"), (".other.sheep-0123456789ab", "not")]
+        {
+            fs::create_dir(parent.join(name)).unwrap();
+        }
+        let held = Scratch::beside(&place).unwrap();
+        let again = Scratch::beside(&place).unwrap();
+        assert!(held.path().exists() && again.path().exists());
+        assert!(!parent.join(".out.sheep-0123456789ab").exists());
+        assert!(parent.join(".out.sheep-0123").exists() && parent.join(".other.sheep-0123456789ab").exists());
+        drop((held, again));
+        fs::remove_dir_all(parent).unwrap();
     }
 
     #[test]

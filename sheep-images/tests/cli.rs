@@ -9,17 +9,25 @@ mod maker;
 mod bootstrap;
 #[path = "cli/crash.rs"]
 mod crash;
+#[path = "cli/directory.rs"]
+mod directory;
+#[path = "cli/export.rs"]
+mod export;
 #[path = "cli/formats.rs"]
 mod formats;
 #[path = "cli/hostile.rs"]
 mod hostile;
 #[path = "cli/images.rs"]
 mod images;
+#[path = "cli/interop.rs"]
+mod interop;
 #[path = "cli/layers.rs"]
 mod layers;
 #[path = "cli/progress.rs"]
 mod progress;
 #[path = "cli/store.rs"]
 mod store;
+#[path = "cli/to.rs"]
+mod to;
 #[path = "cli/user.rs"]
 mod user;

@@ -10,7 +10,7 @@
 //!
 //! Nothing needs to be mounted. What a form cannot carry is an error that names it, before anything is written.
 
-mod archive;
+pub mod archive;
 mod check;
 mod directory;
 mod merged;
@@ -22,7 +22,7 @@ mod spool;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -33,8 +33,11 @@ use crate::shown::{Entry, Shown};
 use crate::state::DataRoot;
 use crate::{PROGRAM, access, cli, exit, find, record, rotate, sys};
 use archive::{Archive, Style};
+pub use check::fits_a_tar;
 use check::{Carries, Check};
-use merged::{Found, Merged};
+pub use directory::check_place;
+pub use merged::Found;
+use merged::Merged;
 use plan::Item;
 use spool::Spool;
 
@@ -87,7 +90,7 @@ pub fn source_date_epoch() -> Result<Option<i64>> {
 pub fn oci(overlay: &Overlay, latest: Option<i64>, out: &mut dyn Write) -> Result<()> {
     let source = Source::open(overlay, Carries::Layer)?;
     let spool = BufWriter::with_capacity(1 << 20, Spool::within(record::dir_of(overlay))?);
-    let mut archive = Archive::new(spool, Style { latest, sparse: false });
+    let mut archive = Archive::new(spool, Style { latest, sparse: None });
     for (path, item) in &source.layer {
         if sys::interrupted() {
             bail!("interrupted");
@@ -111,16 +114,43 @@ pub fn oci(overlay: &Overlay, latest: Option<i64>, out: &mut dyn Write) -> Resul
 /// Writes all that an overlay shows as a tar. No time in it is later than `latest`, in seconds.
 pub fn tar(overlay: &Overlay, latest: Option<i64>, out: &mut dyn Write) -> Result<()> {
     let merged = Merged::open(overlay, false)?;
-    let mut check = Check::new(overlay, Carries::Tar);
-    merged.walk(&mut |found| check.entry(found))?;
+    check(&merged, overlay.idmap.is_some())?;
     for bound in merged.bound() {
         exit::warn(
             PROGRAM,
             &format!("export: /{} is the kernel's own, and exported as an empty directory", escaped(bound)),
         );
     }
-    let mut archive = Archive::new(BufWriter::with_capacity(1 << 20, out), Style { latest, sparse: true });
+    write_tar(&merged, latest, out, || Ok(()))
+}
+
+/// Writes all that a stack of layers (bottom first) shows as a tar, as [`tar`] does. Nothing need be mounted, and a layer may
+/// stand in it twice. The archive is ended only after `still` finds that the layers were there all the time.
+pub fn stack(
+    layers: &[PathBuf],
+    latest: Option<i64>,
+    out: &mut dyn Write,
+    still: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let merged = Merged::of_layers(layers)?;
+    check(&merged, false)?;
+    write_tar(&merged, latest, out, still)
+}
+
+fn check(merged: &Merged, idmapped: bool) -> Result<()> {
+    let mut check = Check::new(idmapped, Carries::Tar);
+    merged.walk(&mut |found| check.entry(found))
+}
+
+fn write_tar(
+    merged: &Merged,
+    latest: Option<i64>,
+    out: &mut dyn Write,
+    still: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let mut archive = Archive::new(BufWriter::with_capacity(1 << 20, out), Style { latest, sparse: Some(0) });
     merged.walk(&mut |found| archive.put(found))?;
+    still()?;
     archive.finish()?.flush().context("stdout")
 }
 
@@ -142,7 +172,7 @@ impl Source {
     fn open(overlay: &Overlay, carries: Carries) -> Result<Self> {
         let merged = Merged::open(overlay, true)?;
         let source = Source { layer: plan::layer(overlay, &merged)?, shown: Shown::open(overlay)?, merged };
-        let mut check = Check::new(overlay, carries);
+        let mut check = Check::new(overlay.idmap.is_some(), carries);
         for (path, item) in &source.layer {
             check.path(path)?;
             if source.shown.is_mounted_file(path) {

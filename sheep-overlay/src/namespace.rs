@@ -21,17 +21,19 @@ type Range = [u32; 3];
 impl UserNamespace {
     /// The namespace that this process's user gets: himself, and his subordinate ids where he has some that can be mapped.
     pub fn of_this_user() -> Self {
-        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        let name = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten().map(|user| user.name);
-        let read = |file: &str| {
-            let text = fs::read_to_string(file).unwrap_or_default();
-            subordinate(&text, name.as_deref(), uid)
-        };
-        let (uids, gids) = (read("/etc/subuid"), read("/etc/subgid"));
-        if uids.is_empty() || gids.is_empty() || !["newuidmap", "newgidmap"].into_iter().all(is_on_path) {
-            return Self::only_self();
+        match subordinate_ids() {
+            Some((uids, gids)) => {
+                UserNamespace { uids: fill(geteuid().as_raw(), &uids), gids: fill(getegid().as_raw(), &gids) }
+            }
+            None => Self::only_self(),
         }
-        UserNamespace { uids: fill(uid, &uids), gids: fill(gid, &gids) }
+    }
+
+    /// The namespace in which this process's user is root, and his subordinate ids are the others from 1 on: as podman, buildah
+    /// and umoci have it. `None` where he has none that can be mapped.
+    pub fn as_root() -> Option<Self> {
+        let (uids, gids) = subordinate_ids()?;
+        Some(UserNamespace { uids: below(geteuid().as_raw(), &uids), gids: below(getegid().as_raw(), &gids) })
     }
 
     /// The namespace of this process's user without subordinate ids.
@@ -69,6 +71,22 @@ impl UserNamespace {
     }
 }
 
+/// First and count of each range of subordinate ids.
+type Ranges = Vec<(u32, u32)>;
+
+/// The ranges of this process's user in /etc/subuid and /etc/subgid; `None` where there are none, or nobody to map them.
+fn subordinate_ids() -> Option<(Ranges, Ranges)> {
+    let uid = geteuid().as_raw();
+    let name = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten().map(|user| user.name);
+    let read = |file: &str| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        subordinate(&text, name.as_deref(), uid)
+    };
+    let (uids, gids) = (read("/etc/subuid"), read("/etc/subgid"));
+    let can = !uids.is_empty() && !gids.is_empty() && ["newuidmap", "newgidmap"].into_iter().all(is_on_path);
+    can.then_some((uids, gids))
+}
+
 /// The ranges of a user in /etc/subuid or /etc/subgid: first and count.
 fn subordinate(text: &str, name: Option<&str>, uid: u32) -> Vec<(u32, u32)> {
     let number = uid.to_string();
@@ -80,6 +98,17 @@ fn subordinate(text: &str, name: Option<&str>, uid: u32) -> Vec<(u32, u32)> {
         (Some(owner) == name || owner == number).then_some((first, count))
     };
     text.lines().filter_map(range).filter(|(_, count)| *count > 0).collect()
+}
+
+/// The numbers inside: 0 is `own`, the others are those of the ranges.
+fn below(own: u32, ranges: &[(u32, u32)]) -> Vec<Range> {
+    let mut map = vec![[0, own, 1]];
+    let mut inside = 1u32;
+    for &(outside, count) in ranges {
+        map.push([inside, outside, count]);
+        inside = inside.saturating_add(count);
+    }
+    map
 }
 
 /// The numbers inside, from 0 on: `own` is itself, the others are those of the ranges.
@@ -162,6 +191,12 @@ mod tests {
         for (own, ranges, want) in table {
             assert_eq!(fill(own, &ranges), want, "{own} {ranges:?}");
         }
+    }
+
+    #[test]
+    fn the_user_is_root_and_the_rest_follows() {
+        assert_eq!(below(1001, &[(100_000, 65536)]), [[0, 1001, 1], [1, 100_000, 65536]]);
+        assert_eq!(below(5, &[(100, 3), (200, 4)]), [[0, 5, 1], [1, 100, 3], [4, 200, 4]]);
     }
 
     #[test]

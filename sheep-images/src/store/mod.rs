@@ -72,6 +72,11 @@ impl LoadedImage {
         &self.config_value
     }
 
+    /// The digest of the configuration: what docker calls the image's id.
+    pub fn config_digest(&self) -> &Digest {
+        &self.manifest.config.digest
+    }
+
     /// The chainIDs of the layers, bottom first.
     pub fn chain_ids(&self) -> Vec<Digest> {
         oci::chain_ids(&self.config.rootfs.diff_ids)
@@ -267,6 +272,7 @@ impl Store {
                 platform: image.config.platform.clone(),
                 config: image.config_value.clone(),
                 layers,
+                path: None,
             },
         )?;
         Ok(document)

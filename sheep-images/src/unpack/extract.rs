@@ -181,10 +181,19 @@ impl Extraction<'_> {
             return Ok(());
         }
         let (dir, name) = resolve::split(&path);
-        let parent = self.parent(dir)?;
         if name.starts_with(WHITEOUT) {
-            return self.whiteout(&parent, name);
+            // A mark is of what the layers below have in a directory of this name. Where this layer has something else in the
+            // directory's place, that hides it all; umoci lists it nevertheless, one by one. Followed, a link would lead the
+            // marks to where they are not meant.
+            match resolve::open_plain(self.root, dir, OFlags::PATH) {
+                Err(Errno::LOOP | Errno::NOTDIR) => return Ok(()),
+                _ => {
+                    let parent = self.parent(dir)?;
+                    return self.whiteout(&parent, name);
+                }
+            }
         }
+        let parent = self.parent(dir)?;
         let place = joined(&parent.path, name);
         let entry = OsStr::from_bytes(name);
         match member.kind {

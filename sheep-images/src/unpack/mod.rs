@@ -6,9 +6,12 @@ pub mod attributes;
 pub mod extract;
 pub mod header;
 pub mod implied;
+mod layers;
+pub mod owner;
 pub mod pax;
 pub mod resolve;
 pub mod sparse;
+mod to;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,9 +20,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use sheep_overlay::doc::Document;
 use sheep_overlay::exit;
 
 use crate::cli::{LimitArgs, Unpack};
+use crate::doc::Image;
 use crate::oci::{Descriptor, Digest};
 use crate::parallel;
 use crate::progress::Progress;
@@ -28,17 +33,28 @@ use crate::store::{LoadedImage, Store};
 use crate::stream::{Intake, Stream, Summary};
 use archive::Archive;
 pub use extract::LeftOut;
+pub use layers::Layers;
 
 /// Runs the verb.
 pub fn run(store: &Store, args: &Unpack) -> Result<()> {
-    let work = || -> Result<LoadedImage> {
+    let what = format!("unpack {}", args.reference);
+    let work = || -> Result<Document> {
         let image = store.find(&args.reference)?;
-        let left_out = ensure(store, &image, args.limits, &Progress::start(args.progress.progress))?;
-        tell_left_out(&format!("unpack {}", args.reference), left_out);
-        Ok(image)
+        let Some(to) = &args.to else {
+            let progress = Progress::start(args.progress.progress);
+            let left_out = ensure(store, &image, args.limits, &progress)?;
+            tell_left_out(&what, left_out);
+            return store.document(&image);
+        };
+        let asked = to::Asked { limits: args.limits, progress: args.progress.progress };
+        let path = to::unpack_to(store, &image, to, args.userns, asked, &what)?;
+        let mut document = store.document(&image)?;
+        let mut described: Image = document.require("image", "'sheep-images unpack'")?;
+        described.path = Some(path);
+        document.set("image", &described)?;
+        Ok(document)
     };
-    let image = work().with_context(|| format!("unpack {}", args.reference))?;
-    store.document(&image)?.print("image", args.print.print.as_deref())
+    work().context(what.clone())?.print("image", args.print.print.as_deref())
 }
 
 /// A layer that was unpacked, and is not in its place yet.
@@ -60,7 +76,7 @@ impl Unpacked {
 
 /// Unpacks the layers of an image that are not. Of two processes that want one at once one works, and the other waits
 /// for it.
-fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs, progress: &Progress) -> Result<LeftOut> {
+pub fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs, progress: &Progress) -> Result<LeftOut> {
     let layers: Vec<Placed<'_>> = image
         .layers()
         .zip(image.chain_ids())
@@ -235,4 +251,14 @@ pub fn tell_left_out(what: &str, left_out: LeftOut) {
             parts.join(", ")
         ),
     );
+}
+
+/// Says in one line what a tree that is made of unpacked layers has not got. For whom they were unpacked as an ordinary user,
+/// that is said each time: of layers that were there it is not known any more.
+pub fn tell_owners(what: &str, left_out: LeftOut) {
+    if left_out == LeftOut::default() && !rustix::process::geteuid().is_root() {
+        let note = "as an unprivileged user, the image's owners and devices are not kept: all is yours";
+        return exit::warn("sheep-images", &format!("{what}: {note}"));
+    }
+    tell_left_out(what, left_out);
 }

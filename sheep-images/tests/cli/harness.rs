@@ -121,7 +121,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         // A failing test must not leave the machine with mounts.
-        for mount in mounts_below(&self.dir) {
+        for mount in mounts_below(&self.dir).into_iter().rev() {
             let _ = Command::new("umount").arg(mount).status();
         }
         if mounts_below(&self.dir).is_empty() {

@@ -5,7 +5,7 @@ use crate::maker::tar;
 
 /// An image of three layers, made by umoci: whiteouts, an opaque directory, links, set-id bits, a name that is no UTF-8; as
 /// the OCI layout `img`, tag `t`, and unpacked by umoci in `bundle/rootfs`.
-fn make(world: &World) {
+pub fn make(world: &World) {
     world
         .sh(r#"set -e; umoci init --layout img; umoci new --image img:t; umoci unpack --image img:t b1 >/dev/null; cd b1/rootfs
             mkdir -p bin etc opq dir; cp /bin/busybox bin/busybox; ln -s busybox bin/sh; echo one > etc/one; ln etc/one etc/two; echo old > opq/old
@@ -18,7 +18,7 @@ fn make(world: &World) {
 }
 
 /// What is in a tree.
-fn listing(world: &World, dir: &str) -> String {
+pub fn listing(world: &World, dir: &str) -> String {
     world
         .sh(&format!(
             "cd {dir} && find . -type d -printf '%p %m %U:%G %T@\\n' | sort && find . ! -type d -printf '%p %y %m %U:%G %s %T@ %n %l\\n' | sort && \
@@ -28,7 +28,7 @@ fn listing(world: &World, dir: &str) -> String {
 }
 
 /// The merged view of an image, by the kernel.
-fn shown(world: &World, image: &str) -> String {
+pub fn shown(world: &World, image: &str) -> String {
     let lowers = world
         .sh(&format!(
             "sheep-images unpack {image} | jq -r '[.image.layers[].path] | reduce .[] as $p ([]; if index($p) then . else . + [$p] end) | reverse | join(\":\")'"
@@ -40,6 +40,18 @@ fn shown(world: &World, image: &str) -> String {
     let listing = listing(world, "view");
     world.sh("umount view").ok();
     listing
+}
+
+/// Mounts an image's layers, and no more, read-only at `at`. A layer that stands in it twice stands where it is on top.
+pub fn view(world: &World, image: &str, at: &str) {
+    // The kernel wants two lowers at least, and their names on one page.
+    world
+        .sh(&format!(
+            "set -e; mkdir -p {at} .lowers-{at}/nothing; l=; i=0
+             for p in $(sheep-images unpack {image} | jq -r '[.image.layers[].path] | reverse | reduce .[] as $p ([]; if index($p) then . else . + [$p] end) | .[]')
+             do i=$((i + 1)); ln -s $p .lowers-{at}/$i; l=$l$i:; done; cd .lowers-{at}; mount -t overlay -o ro,lowerdir=${{l}}nothing none ../{at}"
+        ))
+        .ok();
 }
 
 /// Without the root, which no layer has.
@@ -98,7 +110,7 @@ fn what_docker_save_and_podman_write() {
         world.assert_empty();
     }
     world
-        .sh("set -e; podman() { command podman --root $PWD/store --runroot $PWD/run --storage-driver vfs \"$@\"; }; id=$(podman pull -q oci:img:t); podman tag $id localhost/one:1
+        .sh("set -e; podman() { command podman --root $PWD/store --runroot $PWD/run --tmpdir $PWD/tmp --storage-driver vfs \"$@\"; }; id=$(podman pull -q oci:img:t); podman tag $id localhost/one:1
             podman save -q -o one.tar localhost/one:1; podman save -q --format oci-archive -o oci.tar localhost/one:1; podman save -q -m -o two.tar localhost/one:1 $id")
         .ok();
     for from in ["one.tar", "oci.tar", "--ref localhost/one:1 two.tar"] {
@@ -261,7 +273,7 @@ fn an_image_is_sent_out_as_it_came() {
         .sh("set -e; mkdir layout; tar -C layout -xf out.tar; umoci unpack --image layout:app:latest again 2>/dev/null || umoci unpack --image layout:$(umoci ls --layout layout | head -1) again; diff -r --no-dereference bundle/rootfs/etc again/rootfs/etc")
         .ok();
     let loaded = world
-        .sh("podman() { command podman --root $PWD/store --runroot $PWD/run --storage-driver vfs \"$@\"; }; podman load -q -i out.tar >/dev/null && podman images --digests --format '{{.Digest}}'")
+        .sh("podman() { command podman --root $PWD/store --runroot $PWD/run --tmpdir $PWD/tmp --storage-driver vfs \"$@\"; }; podman load -q -i out.tar >/dev/null && podman images --digests --format '{{.Digest}}'")
         .ok();
     assert_eq!(loaded, digest);
     world.sh("sheep-images export nothing").fails(3, "no such image");

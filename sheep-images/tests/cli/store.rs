@@ -67,7 +67,6 @@ fn bad_references() {
     world.sh("sheep-images tag a A").fails(2, "lower case");
     world.sh("sheep-images tag a x@sha256:00").fails(2, "not an image name");
     world.sh("sheep-images import x nosuch.tar").fails(3, "nosuch.tar: no such file");
-    world.sh("sheep-images import x .").fails(2, "directory");
     world.sh("sheep-images import x/ a.tar").fails(2, "not an image name");
     assert_eq!(world.sh("sheep-images nosuchverb").code, 2);
     assert_eq!(world.sh("sheep-images rm").code, 2);

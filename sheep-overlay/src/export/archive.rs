@@ -25,8 +25,8 @@ use crate::layer;
 pub struct Style {
     /// No entry is later than this, in seconds.
     pub latest: Option<i64>,
-    /// Holes are left out.
-    pub sparse: bool,
+    /// Holes are left out of a file in which they are this many bytes or more, together; `None`: of none.
+    pub sparse: Option<u64>,
 }
 
 /// A tar that is being written.
@@ -111,7 +111,10 @@ impl<W: Write> Archive<W> {
             bail!("changed while it was read; export again");
         }
         let size = entry.stat.st_size as u64;
-        let data = if self.style.sparse { data_ranges(&file, &entry.stat)? } else { None };
+        let data = match self.style.sparse {
+            Some(least) => data_ranges(&file, &entry.stat)?.filter(|ranges| holes(ranges, size) >= least),
+            None => None,
+        };
         let mut map = Vec::new();
         if let Some(ranges) = &data {
             map = sparse_map(ranges, size);
@@ -304,6 +307,11 @@ pub fn data_ranges(file: &File, stat: &Stat) -> Result<Option<Vec<(u64, u64)>>> 
         at = end;
     }
     Ok(if ranges == [(0, size)] { None } else { Some(ranges) })
+}
+
+/// How many bytes of a file are holes.
+fn holes(ranges: &[(u64, u64)], size: u64) -> u64 {
+    size - ranges.iter().map(|(_, length)| length).sum::<u64>()
 }
 
 /// The map at the beginning of a sparse file's data: how many ranges, and each of them, in decimal lines; whole blocks.

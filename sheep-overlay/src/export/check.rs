@@ -6,7 +6,6 @@ use rustix::fs::FileType;
 use super::merged::Found;
 use crate::backend::kernel;
 use crate::diff::escaped;
-use crate::doc::Overlay;
 use crate::inode::{Inode, xattr_names};
 use crate::layer;
 
@@ -30,9 +29,10 @@ pub struct Check {
 }
 
 impl Check {
-    pub fn new(overlay: &Overlay, carries: Carries) -> Self {
+    /// What can be carried; `idmapped`, where owners are shown as others.
+    pub fn new(idmapped: bool, carries: Carries) -> Self {
         let overflow = |file: &str| std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u32>().ok());
-        let nobody = match kernel::in_user_namespace() || overlay.idmap.is_some() {
+        let nobody = match kernel::in_user_namespace() || idmapped {
             true => (overflow("/proc/sys/kernel/overflowuid"), overflow("/proc/sys/kernel/overflowgid")),
             false => (None, None),
         };
@@ -59,30 +59,42 @@ impl Check {
                 "its owner is not known here, for your user namespace does not map him; root can export it, with --root DATA-DIRECTORY"
             );
         }
-        Inode::Named(found.dir, found.name).list_xattrs(&mut self.names)?;
-        for name in xattr_names(&self.names).map(|name| name.to_bytes()) {
-            if layer::METACOPY.iter().any(|mark| mark.as_bytes() == name) {
-                bail!("only its attributes are in its layer (overlay.metacopy); its content cannot be found");
-            }
-            if layer::REDIRECT.iter().any(|mark| mark.as_bytes() == name) {
-                bail!("renamed in its layer (overlay.redirect), which cannot be read without OverlayFS");
-            }
-        }
         if self.carries == Carries::Directory {
-            return Ok(());
+            return is_whole(found, &mut self.names);
         }
-        if FileType::from_raw_mode(found.stat.st_mode) == FileType::Socket {
-            bail!("a socket, which a tar cannot carry; delete it");
-        }
-        for name in xattr_names(&self.names).filter(|name| !layer::is_bookkeeping(name.to_bytes())) {
-            match name.to_str() {
-                Ok(text) if !text.contains('=') => {}
-                Ok(text) => {
-                    bail!("an extended attribute with '=' in its name, {text}, which a tar cannot carry")
-                }
-                Err(_) => bail!("an extended attribute whose name is not UTF-8, which a tar cannot carry"),
-            }
-        }
-        Ok(())
+        fits_a_tar(found, &mut self.names)
     }
+}
+
+/// Errors where an entry's content or place is elsewhere. `names` is scratch space, and has the names of its extended
+/// attributes afterwards.
+fn is_whole(found: &Found<'_>, names: &mut Vec<u8>) -> Result<()> {
+    Inode::Named(found.dir, found.name).list_xattrs(names)?;
+    for name in xattr_names(names).map(|name| name.to_bytes()) {
+        if layer::METACOPY.iter().any(|mark| mark.as_bytes() == name) {
+            bail!("only its attributes are in its layer (overlay.metacopy); its content cannot be found");
+        }
+        if layer::REDIRECT.iter().any(|mark| mark.as_bytes() == name) {
+            bail!("renamed in its layer (overlay.redirect), which cannot be read without OverlayFS");
+        }
+    }
+    Ok(())
+}
+
+/// Errors where a tar cannot carry an entry as it is; the caller adds which. `names` is scratch space.
+pub fn fits_a_tar(found: &Found<'_>, names: &mut Vec<u8>) -> Result<()> {
+    is_whole(found, names)?;
+    if FileType::from_raw_mode(found.stat.st_mode) == FileType::Socket {
+        bail!("a socket, which a tar cannot carry; delete it");
+    }
+    for name in xattr_names(names).filter(|name| !layer::is_bookkeeping(name.to_bytes())) {
+        match name.to_str() {
+            Ok(text) if !text.contains('=') => {}
+            Ok(text) => {
+                bail!("an extended attribute with '=' in its name, {text}, which a tar cannot carry")
+            }
+            Err(_) => bail!("an extended attribute whose name is not UTF-8, which a tar cannot carry"),
+        }
+    }
+    Ok(())
 }

@@ -54,11 +54,13 @@ struct Apart {
 }
 
 /// An entry of the view.
+#[derive(Debug)]
 pub struct Found<'a> {
     /// Where it is in the view, without a leading slash; empty for the root.
     pub path: &'a [u8],
-    /// The directory that it is to be read in, and its name there; a directory is `.` in itself.
+    /// The directory that it is to be read in.
     pub dir: BorrowedFd<'a>,
+    /// Its name there; a directory is `.` in itself.
     pub name: &'a CStr,
     /// Its attributes, as the view shows them.
     pub stat: Stat,
@@ -134,6 +136,13 @@ impl Merged {
             }
         }
         Ok(Merged { parts, apart })
+    }
+
+    /// The view of a stack of layers (bottom first), which no overlay has.
+    pub fn of_layers(layers: &[PathBuf]) -> Result<Self> {
+        let view = Stack::open(layers, Marks::of_this_process(), None)?;
+        let part = Part { prefix: Vec::new(), view, lower: None, is_copy: false, changed: 0, owners: None };
+        Ok(Merged { parts: vec![part], apart: Vec::new() })
     }
 
     /// The tree that a path is in, and the path from its root.
