@@ -6,8 +6,10 @@ pub mod bootstrap;
 pub mod cli;
 pub mod codec;
 pub mod commit;
+pub mod diff;
 pub mod doc;
 pub mod export;
+pub mod history;
 pub mod import;
 pub mod inspect;
 pub mod interrupt;
@@ -20,6 +22,7 @@ pub mod scratch;
 pub mod store;
 pub mod stream;
 pub mod tag;
+pub mod tree;
 pub mod unpack;
 
 use anyhow::Result;
@@ -38,6 +41,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Unpack(args) => unpack::run(&store, args),
         Verb::Ls(args) => ls::run(&store, args),
         Verb::Inspect(args) => inspect::run(&store, args),
+        Verb::History(args) => history::run(&store, args),
+        Verb::Tree(args) => tree::run(&store, args),
+        Verb::Diff(args) => diff::run(&store, args),
         Verb::Tag(args) => tag::run(&store, args),
         Verb::Rm(args) => rm::run(&store, args),
     }

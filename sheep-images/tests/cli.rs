@@ -7,6 +7,8 @@ mod maker;
 
 #[path = "cli/bootstrap.rs"]
 mod bootstrap;
+#[path = "cli/care.rs"]
+mod care;
 #[path = "cli/crash.rs"]
 mod crash;
 #[path = "cli/formats.rs"]

@@ -54,6 +54,7 @@ pub struct LoadedImage {
     pub reference: Option<String>,
     /// The manifest's digest.
     pub digest: Digest,
+    descriptor: Descriptor,
     manifest: Manifest,
     config: Config,
     config_value: Value,
@@ -167,6 +168,19 @@ impl Store {
         Ok(if of_all.is_dir() && implied::fits(&of_all, below)? { Some(of_all) } else { None })
     }
 
+    /// The directories of an image's layers, bottom first. Errors where one of them is not unpacked.
+    pub fn unpacked(&self, image: &LoadedImage) -> Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for ((_, diff_id), chain_id) in image.layers().zip(image.chain_ids()) {
+            let Some(path) = self.layer_path(diff_id, &chain_id, &paths)? else {
+                let name = image.reference.as_deref().unwrap_or(image.digest.as_str());
+                bail!("layer {diff_id} is not unpacked; 'sheep-images unpack {name}' first");
+            };
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+
     /// Deletes a blob; absent is fine. The caller holds the lock, and knows that no image needs it.
     pub fn delete_blob(&self, digest: &Digest) -> Result<()> {
         let path = self.blob(digest);
@@ -195,6 +209,16 @@ impl Store {
             );
         }
         Ok(bytes)
+    }
+
+    /// The manifest of an image as it is stored.
+    pub fn manifest_bytes(&self, image: &LoadedImage) -> Result<Vec<u8>> {
+        self.read_blob(&image.descriptor)
+    }
+
+    /// The configuration of an image as it is stored.
+    pub fn config_bytes(&self, image: &LoadedImage) -> Result<Vec<u8>> {
+        self.read_blob(&image.manifest.config)
     }
 
     /// The image that a descriptor of the index leads to; of an image for several platforms, the one for this host.
@@ -227,7 +251,8 @@ impl Store {
                         );
                     }
                     let reference = descriptor.ref_name().map(familiar);
-                    return Ok(LoadedImage { reference, digest: chosen.digest, manifest, config, config_value });
+                    let digest = chosen.digest.clone();
+                    return Ok(LoadedImage { reference, digest, descriptor: chosen, manifest, config, config_value });
                 }
             }
         }
