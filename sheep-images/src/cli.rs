@@ -43,6 +43,8 @@ pub enum Verb {
     Tree(Tree),
     /// List what differs between what two images show
     Diff(Diff),
+    /// List how much disk the images take, what of it they share, and what removing one would free
+    Du(Du),
     /// Give an image another name
     Tag(Tag),
     /// Remove images, or names of them
@@ -250,6 +252,21 @@ pub struct Diff {
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
     /// Print a JSON document a line, with what differs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `du`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Bytes on the disk, as du(1) counts them. STORED are the archives that came in, UNPACKED the directories; SHARED of both is what other \
+images have too, OWN what 'rm' would free. Without REF, the total is all of the data directory: du -sxB1."
+)]
+pub struct Du {
+    /// The images [default: all]
+    #[arg(value_name = "REF")]
+    pub references: Vec<String>,
+    /// Print a document a line, with the key du, and one with the key total
     #[arg(long)]
     pub json: bool,
 }

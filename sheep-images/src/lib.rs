@@ -8,6 +8,7 @@ pub mod codec;
 pub mod commit;
 pub mod diff;
 pub mod doc;
+pub mod du;
 pub mod export;
 pub mod history;
 pub mod import;
@@ -44,6 +45,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::History(args) => history::run(&store, args),
         Verb::Tree(args) => tree::run(&store, args),
         Verb::Diff(args) => diff::run(&store, args),
+        Verb::Du(args) => du::run(&store, args),
         Verb::Tag(args) => tag::run(&store, args),
         Verb::Rm(args) => rm::run(&store, args),
     }

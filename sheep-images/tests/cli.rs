@@ -19,6 +19,8 @@ mod hostile;
 mod images;
 #[path = "cli/layers.rs"]
 mod layers;
+#[path = "cli/space.rs"]
+mod space;
 #[path = "cli/store.rs"]
 mod store;
 #[path = "cli/user.rs"]
