@@ -45,6 +45,10 @@ pub enum Verb {
     Diff(Diff),
     /// List how much disk the images take, what of it they share, and what removing one would free
     Du(Du),
+    /// Check that everything in the store is what it should be, and mend what can be mended
+    Verify(Verify),
+    /// Delete what no image needs: blobs, unpacked layers, what crashes left
+    Gc(Gc),
     /// Give an image another name
     Tag(Tag),
     /// Remove images, or names of them
@@ -267,6 +271,39 @@ pub struct Du {
     #[arg(value_name = "REF")]
     pub references: Vec<String>,
     /// Print a document a line, with the key du, and one with the key total
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `verify`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Manifests, configurations and blobs are compared with their digests and sizes, each unpacked layer with what its blob unpacks to, \
+in all that can be kept. Each problem is a line; the exit code is 1 where one is left, and 4 where an overlay is in the way."
+)]
+pub struct Verify {
+    /// The images [default: all, and what no image needs]
+    #[arg(value_name = "REF")]
+    pub references: Vec<String>,
+    /// Unpack damaged layers anew, take damaged blobs of layers out of the way of the next import, drop images without a manifest
+    #[arg(long)]
+    pub repair: bool,
+    /// Print a JSON document a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `gc`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Layers that an overlay uses, mounted or kept, stay. Other processes of this program may work meanwhile; other programs that \
+write into the store (skopeo, umoci) may not, for what they have put there already no image needs yet."
+)]
+pub struct Gc {
+    /// Only say what would be deleted
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print a JSON document a line
     #[arg(long)]
     pub json: bool,
 }

@@ -10,6 +10,7 @@ pub mod diff;
 pub mod doc;
 pub mod du;
 pub mod export;
+pub mod gc;
 pub mod history;
 pub mod import;
 pub mod inspect;
@@ -25,6 +26,7 @@ pub mod stream;
 pub mod tag;
 pub mod tree;
 pub mod unpack;
+pub mod verify;
 
 use anyhow::Result;
 
@@ -33,7 +35,11 @@ use store::Store;
 
 /// Runs a parsed command line.
 pub fn run(cli: Cli) -> Result<()> {
-    let store = Store::open(cli.root.as_deref())?;
+    let store = match &cli.verb {
+        // These tell what a crash left.
+        Verb::Gc(_) | Verb::Verify(_) => Store::open_as_it_is(cli.root.as_deref())?,
+        _ => Store::open(cli.root.as_deref())?,
+    };
     match &cli.verb {
         Verb::Bootstrap(args) => bootstrap::run(&store, args),
         Verb::Import(args) => import::run(&store, args),
@@ -46,6 +52,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Tree(args) => tree::run(&store, args),
         Verb::Diff(args) => diff::run(&store, args),
         Verb::Du(args) => du::run(&store, args),
+        Verb::Verify(args) => verify::run(&store, args),
+        Verb::Gc(args) => gc::run(&store, args),
         Verb::Tag(args) => tag::run(&store, args),
         Verb::Rm(args) => rm::run(&store, args),
     }

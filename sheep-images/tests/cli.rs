@@ -25,3 +25,5 @@ mod space;
 mod store;
 #[path = "cli/user.rs"]
 mod user;
+#[path = "cli/verify.rs"]
+mod verify;

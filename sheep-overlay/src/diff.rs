@@ -38,8 +38,7 @@ use crate::rotate;
 use crate::stack::Stack;
 use crate::trees::{self, Tree};
 
-pub(crate) use compare::same_bytes;
-pub use compare::{Compare, Entry};
+pub use compare::{Compare, Entry, same_bytes};
 pub use patch::run as patch;
 pub(crate) use patch::{Hunks, is_text};
 pub use show::{document, escaped, human, line, run};

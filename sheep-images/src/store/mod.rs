@@ -4,6 +4,7 @@
 //! images/oci-layout, index.json, blobs/sha256/<hex>     as skopeo, umoci and podman read and write it
 //! images/.lock                                          exclusive: to change the index, and what goes with that
 //! images/.tmp-…/                                        blobs being written, and `candidates` (see [`stage`])
+//! images/.damaged-<hex>                                 a blob that `verify --repair` took out of the way
 //! layers/sha256/<hex of diffID>/                        an unpacked layer
 //! layers/sha256/<hex of chainID>/                       one completed for the layers below it (see unpack/implied.rs)
 //! layers/sha256/.tmp-…/                                 a layer being unpacked or deleted
@@ -38,6 +39,8 @@ use crate::unpack::implied;
 
 /// Manifests and configurations are read whole; no real one is nearly as long.
 pub const DOCUMENT_MAX: u64 = 8 << 20;
+/// How blobs are called that are out of the way.
+pub const DAMAGED: &str = ".damaged-";
 /// An index may point to an index, but not for ever.
 pub const INDEX_DEPTH: u32 = 4;
 
@@ -94,6 +97,13 @@ pub struct Uses {
 impl Store {
     /// Opens the store, made where it is not, and clears up what a crash left.
     pub fn open(data: Option<&Path>) -> Result<Self> {
+        let store = Self::open_as_it_is(data)?;
+        store.clear_up().context("clear up what a crash left")?;
+        Ok(store)
+    }
+
+    /// Opens the store, made where it is not.
+    pub fn open_as_it_is(data: Option<&Path>) -> Result<Self> {
         let store = Store { root: DataRoot::open(data)? };
         let layout = store.root.images().join("oci-layout");
         match state::read_json::<Value>(&layout)? {
@@ -101,7 +111,6 @@ impl Store {
             Some(_) => bail!("{}: this layout version is not known to this program", layout.display()),
             None => store.create(&layout)?,
         }
-        store.clear_up().context("clear up what a crash left")?;
         Ok(store)
     }
 
@@ -145,7 +154,27 @@ impl Store {
 
     /// Where a blob is stored.
     pub fn blob(&self, digest: &Digest) -> PathBuf {
-        self.root.images().join("blobs/sha256").join(digest.hex())
+        self.blobs().join(digest.hex())
+    }
+
+    /// Where a blob is put that is not what its digest says.
+    pub fn damaged_blob(&self, digest: &Digest) -> PathBuf {
+        self.root.images().join(format!("{DAMAGED}{}", digest.hex()))
+    }
+
+    /// What is in a directory of the store under a digest: the blobs, or the layers. Other names are passed over.
+    pub fn listed(&self, dir: &Path) -> Result<BTreeSet<Digest>> {
+        let mut found = BTreeSet::new();
+        for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+            let name = entry.with_context(|| dir.display().to_string())?.file_name();
+            found.extend(Digest::parse(&format!("sha256:{}", name.to_string_lossy())).ok());
+        }
+        Ok(found)
+    }
+
+    /// Where the blobs are.
+    pub fn blobs(&self) -> PathBuf {
+        self.root.images().join("blobs/sha256")
     }
 
     /// Where layers are unpacked.
@@ -193,7 +222,7 @@ impl Store {
     }
 
     /// Reads a small blob whole, and checks that it is what its digest says.
-    fn read_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+    pub fn read_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let path = self.blob(&descriptor.digest);
         if descriptor.size > DOCUMENT_MAX {
             bail!("blob {}: {} bytes are too many for a document", descriptor.digest, descriptor.size);

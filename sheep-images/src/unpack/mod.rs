@@ -167,6 +167,17 @@ fn unpack(
     Ok((Unpacked { scratch, implied }, left_out))
 }
 
+/// Unpacks a layer into a directory of its own, whatever there is of it, to compare with it or to take its place. No limits: it was
+/// let in once.
+pub fn again(store: &Store, descriptor: &Descriptor, diff_id: &Digest) -> Result<Unpacked> {
+    let path = store.blob(&descriptor.digest);
+    let blob = File::open(&path).with_context(|| path.display().to_string())?;
+    let blobs = HashMap::from([(&descriptor.digest, blob)]);
+    let layer = Placed { descriptor, diff_id, chain_id: diff_id.clone() };
+    let limits = LimitArgs { max_entries: u64::MAX, max_bytes: u64::MAX };
+    Ok(unpack(store, &layer, &blobs, limits)?.0)
+}
+
 /// A layer's archive that was taken in.
 #[derive(Debug)]
 pub struct Received {

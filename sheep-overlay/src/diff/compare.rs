@@ -207,7 +207,7 @@ impl<'a> Compare<'a> {
 }
 
 /// Whether two open files have the same content. `left` and `right` are scratch space.
-pub(crate) fn same_bytes(a: impl AsFd, b: impl AsFd, left: &mut Vec<u8>, right: &mut Vec<u8>) -> Result<bool> {
+pub fn same_bytes(a: impl AsFd, b: impl AsFd, left: &mut Vec<u8>, right: &mut Vec<u8>) -> Result<bool> {
     left.resize(PIECE, 0);
     right.resize(PIECE, 0);
     let mut at = 0;
