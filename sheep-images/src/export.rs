@@ -36,13 +36,10 @@ pub fn run(store: &Store, args: &Export) -> Result<()> {
             .blobs
             .into_iter()
             .map(|digest| {
-                let file = File::open(store.blob(&digest));
-                (digest, file)
-            })
-            // Of an image for several platforms, others may have stored only the one.
-            .filter(|(_, file)| !file.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound))
-            .map(|(digest, file)| {
-                Ok((digest.clone(), file.with_context(|| store.blob(&digest).display().to_string())?))
+                let path = store.blob(&digest);
+                let file = File::open(&path)
+                    .with_context(|| format!("{}; import or fetch the image again", path.display()))?;
+                Ok((digest, file))
             })
             .collect::<Result<_>>()?;
         let mut alone = Index::empty();

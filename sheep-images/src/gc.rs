@@ -54,7 +54,7 @@ pub fn run(store: &Store, args: &Gc) -> Result<()> {
 
 /// Takes out of the store what no image needs. A layer's directory is renamed first: deleting it takes a while, and needs no lock.
 fn unneeded(store: &Store, dry_run: bool, found: &mut Vec<Waste>) -> Result<()> {
-    let mut doomed = Vec::new();
+    let (mut doomed, mut warnings) = (Vec::new(), Vec::new());
     {
         let _commit = interrupt::commit();
         let _lock = store.lock()?;
@@ -80,7 +80,7 @@ fn unneeded(store: &Store, dry_run: bool, found: &mut Vec<Waste>) -> Result<()> 
             if !users.is_empty() {
                 let s = if users.len() == 1 { "" } else { "s" };
                 let users = users.join(", ");
-                exit::warn("sheep-images", &format!("gc: layer {digest} stays: in use by overlay{s} {users}"));
+                warnings.push(format!("gc: layer {digest} stays: in use by overlay{s} {users}"));
                 continue;
             }
             let place = store.layer_dir(digest);
@@ -90,6 +90,7 @@ fn unneeded(store: &Store, dry_run: bool, found: &mut Vec<Waste>) -> Result<()> 
             }
         }
     }
+    warnings.iter().for_each(|warning| exit::warn("sheep-images", warning));
     for (digest, place, scratch) in doomed {
         let waste = Waste::at("layer", scratch.path())?;
         scratch.delete()?;

@@ -9,7 +9,7 @@ mod report;
 mod trees;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use sheep_overlay::exit;
@@ -77,7 +77,7 @@ pub fn run(store: &Store, args: &Verify) -> Result<()> {
 fn entry(store: &Store, top: &Descriptor, repair: bool, needs: &mut Needs, report: &mut Report) -> Result<()> {
     let name = top.ref_name().map_or_else(|| top.digest.to_string(), familiar);
     if !store.blob(&top.digest).exists() {
-        return missing(store, top, &name, repair, report);
+        return missing(store, top, &name, repair)?.map_or(Ok(()), |problem| report.tell(problem));
     }
     let mut pending = vec![(top.clone(), 0)];
     while let Some((descriptor, depth)) = pending.pop() {
@@ -126,30 +126,32 @@ fn entry(store: &Store, top: &Descriptor, repair: bool, needs: &mut Needs, repor
 }
 
 /// An entry that leads to nothing. It may be dropped: nothing can be told of the image but its name.
-fn missing(store: &Store, top: &Descriptor, name: &str, repair: bool, report: &mut Report) -> Result<()> {
+fn missing(store: &Store, top: &Descriptor, name: &str, repair: bool) -> Result<Option<Problem>> {
     let _commit = interrupt::commit();
     let _lock = store.lock()?;
     let mut index = store.index()?;
-    let Some(at) = index.manifests.iter().position(|other| other == top) else { return Ok(()) };
-    if store.blob(&top.digest).exists() {
-        return Ok(());
-    }
+    let at = index.manifests.iter().position(|other| other == top);
+    let Some(at) = at.filter(|_| !store.blob(&top.digest).exists()) else { return Ok(None) };
     let problem = Problem::of("index", &top.digest, &store.blob(&top.digest), "its manifest is missing".to_owned());
+    let problem = problem.in_image(name);
     if !repair {
-        return report.tell(problem.in_image(name).remedy(&format!("{AGAIN}, or --repair drops the name")));
+        return Ok(Some(problem.remedy(&format!("{AGAIN}, or --repair drops the name"))));
     }
     index.manifests.remove(at);
     store.write_index(&index)?;
-    report.tell(problem.in_image(name).repaired("dropped from the index"))
+    Ok(Some(problem.repaired("dropped from the index")))
 }
 
 /// What crashes left is no damage: the next command clears it away.
 fn leftovers(store: &Store, repair: bool, report: &mut Report) -> Result<()> {
-    let tell = |path: &Path| report.tell_leftover(path, repair);
-    for path in store.clear_up_telling(!repair, tell)? {
-        report.tell_leftover(&path, false)?;
-    }
-    Ok(())
+    let mut found: Vec<PathBuf> = Vec::new();
+    let tell = |path: &Path| {
+        found.push(path.to_path_buf());
+        Ok(())
+    };
+    let stay = store.clear_up_telling(!repair, tell)?;
+    found.iter().try_for_each(|path| report.tell_leftover(path, repair))?;
+    stay.iter().try_for_each(|path| report.tell_leftover(path, false))
 }
 
 /// The error at the end.

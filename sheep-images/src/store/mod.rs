@@ -354,11 +354,11 @@ impl Store {
     }
 
     fn add_uses(&self, descriptor: &Descriptor, uses: &mut Uses, lenient: bool, depth: u32) -> Result<()> {
-        if depth > INDEX_DEPTH || !uses.blobs.insert(descriptor.digest.clone()) {
-            return Ok(());
-        }
         // Of an image for several platforms, other tools store only the one they need.
         if depth > 0 && !self.blob(&descriptor.digest).exists() {
+            return Ok(());
+        }
+        if depth > INDEX_DEPTH || !uses.blobs.insert(descriptor.digest.clone()) {
             return Ok(());
         }
         let parsed = self.read_blob(descriptor).and_then(|bytes| oci::parse_manifest(descriptor, &bytes));

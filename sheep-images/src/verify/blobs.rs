@@ -23,7 +23,10 @@ pub(super) fn check(store: &Store, needs: &Needs, repair: bool, report: &mut Rep
     let found = parallel::each(&list, |_, (digest, need)| Ok(look(store, digest, need)))?;
     let mut bad = BTreeSet::new();
     for ((digest, need), wrong) in list.into_iter().zip(found) {
-        if wrong.is_some() && again(store, digest, need, repair, report)? {
+        if wrong.is_some()
+            && let Some(problem) = again(store, digest, need, repair)?
+        {
+            report.tell(problem)?;
             bad.insert(digest.clone());
         }
     }
@@ -70,15 +73,16 @@ fn look(store: &Store, digest: &Digest, need: &Need) -> Option<Wrong> {
     }
 }
 
-/// Looks once more, while nothing can come or go, and says what is wrong.
-fn again(store: &Store, digest: &Digest, need: &Need, repair: bool, report: &mut Report) -> Result<bool> {
+/// Looks once more, while nothing can come or go, and says what is wrong. It is printed when others can go on again: who reads it may
+/// take his time.
+fn again(store: &Store, digest: &Digest, need: &Need, repair: bool) -> Result<Option<Problem>> {
     let _commit = interrupt::commit();
     let _lock = store.lock()?;
     let is_needed = |descriptor: &Descriptor| need.from.contains(&descriptor.digest);
     let needed = store.index()?.manifests.iter().any(is_needed);
-    let Some(wrong) = look(store, digest, need) else { return Ok(false) };
+    let Some(wrong) = look(store, digest, need) else { return Ok(None) };
     if !needed && matches!(wrong, Wrong::Missing | Wrong::Size(_)) {
-        return Ok(false);
+        return Ok(None);
     }
     let path = store.blob(digest);
     let kind = if need.kind == "layer" || need.kind.is_empty() { "blob" } else { need.kind };
@@ -87,24 +91,16 @@ fn again(store: &Store, digest: &Digest, need: &Need, repair: bool, report: &mut
         Wrong::Damaged(what) => what.clone(),
         Wrong::Size(size) => format!("it has {size} bytes, and the image says {}", need.size),
     };
-    let mut problem = Problem::of(kind, digest, &path, what);
-    for image in &need.images {
-        problem = problem.in_image(image);
-    }
+    let problem =
+        need.images.iter().fold(Problem::of(kind, digest, &path, what), |problem, image| problem.in_image(image));
     // Documents stay: the next import puts good ones in their place, and without its manifest nothing at all were left of an image.
     if repair && kind == "blob" && matches!(wrong, Wrong::Damaged(_)) {
         let aside = store.damaged_blob(digest);
         fs::rename(&path, &aside).with_context(|| format!("rename {} to {}", path.display(), aside.display()))?;
-        if !needed {
-            report.tell(problem.repaired("put aside; 'gc' deletes it"))?;
-            return Ok(true);
-        }
-        report.tell(problem.remedy(&format!("put aside; {AGAIN}")))?;
-        return Ok(true);
+        return Ok(Some(match needed {
+            true => problem.remedy(&format!("put aside; {AGAIN}")),
+            false => problem.repaired("put aside; 'gc' deletes it"),
+        }));
     }
-    report.tell(match need.images.is_empty() {
-        true => problem.remedy("no image needs it; 'gc' deletes it"),
-        false => problem.remedy(AGAIN),
-    })?;
-    Ok(true)
+    Ok(Some(problem.remedy(if need.images.is_empty() { "no image needs it; 'gc' deletes it" } else { AGAIN })))
 }
