@@ -50,7 +50,8 @@ pub(super) fn check(
         }
     }
     if closed > 0 {
-        exit::warn("sheep-images", &format!("verify: {closed} entries that may not be read were not compared"));
+        let s = if closed == 1 { "y that may not be read was" } else { "ies that may not be read were" };
+        exit::warn("sheep-images", &format!("verify: {closed} entr{s} not compared"));
     }
     Ok(())
 }

@@ -257,3 +257,39 @@ fn differences_of_images() {
     let dir = world.sh("sheep-images inspect y | jq -r '.image.layers[0].path'").ok();
     world.sh(&format!("rm -r {dir}; sheep-images diff x y")).fails(1, "'sheep-images unpack y:latest' first");
 }
+
+#[test]
+fn a_layer_that_hides_all_below_its_root() {
+    for world in [World::root(), World::user()] {
+        let base =
+            tar().dir(b"d").file(b"d/old", b"1").file(b"gone", b"1").symlink(b"link", b"d").file(b"stays", b"1").end();
+        let top = tar()
+            .block(Block::new(b"./", b'5').with(100, b"0000700\0"))
+            .dir(b"d")
+            .file(b"d/new", b"2")
+            .file(b"stays", b"22")
+            .file(b".wh..wh..opq", b"")
+            .end();
+        import(&world, "both", &[base.clone(), top.clone()], "");
+        import(&world, "alone", &[top], "");
+        // The archive alone shows what the two together do, but for what is not there any more.
+        assert_eq!(world.sh("sheep-images diff both alone").ok(), "");
+        world.sh("sheep-images verify").ok();
+        let lowers = world.sh("sheep-images unpack both | jq -r '[.image.layers[].path] | reverse | join(\":\")'").ok();
+        let mount = format!(
+            "mkdir m && mount -t overlay -o ro,userxattr,lowerdir={lowers} none m && find m | LC_ALL=C sort && stat -c '%a %Y' m"
+        );
+        let mount = if world.sh("id -u").ok() == "0" {
+            format!("{}; umount m", mount.replace("userxattr,", ""))
+        } else {
+            format!("unshare -Urm sh -c '{}'", mount.replace('\'', "\""))
+        };
+        assert_eq!(world.sh(&mount).ok(), "m\nm/d\nm/d/new\nm/stays\n700 1");
+        assert_eq!(
+            world.sh("sheep-images tree both --json | jq -c 'select(.layer == 2) | [.path, .change]'").ok(),
+            "[\"/\",\"opaque\"]\n[\"/d\",\"added\"]\n[\"/d/new\",\"added\"]\n[\"/gone\",\"deleted\"]\n[\"/link\",\"deleted\"]\n[\"/stays\",\"added\"]"
+        );
+        world.sh("sheep-images rm both alone").ok();
+        world.assert_empty();
+    }
+}

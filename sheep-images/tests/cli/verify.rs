@@ -62,6 +62,20 @@ fn a_store_that_is_whole() {
 }
 
 #[test]
+fn a_user_compares_what_may_be_read() {
+    let world = World::user();
+    let archive =
+        tar().block(Block::new(b"closed", b'5').with(100, b"0000000\0")).file(b"closed/f", b"1").file(b"f", b"1").end();
+    import(&world, "t", &[archive], "");
+    let outcome = world.sh("sheep-images verify");
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (0, ""));
+    assert_eq!(outcome.stderr, "sheep-images: verify: 1 entry that may not be read was not compared\n");
+    let dir = layer(&world, "t", 0);
+    world.sh(&format!("echo more >> {dir}/f; sheep-images verify --repair 2>/dev/null")).ok();
+    assert_eq!(world.sh(&format!("cat {dir}/f; stat -c %a {dir}/closed")).ok(), "10");
+}
+
+#[test]
 fn every_change_of_an_unpacked_layer_is_found_and_mended() {
     let world = World::root();
     with_images(&world);
