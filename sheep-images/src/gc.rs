@@ -21,7 +21,7 @@ use crate::du::on_disk;
 use crate::interrupt;
 use crate::ls::human_size;
 use crate::oci::Digest;
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 use crate::store::{DAMAGED, Store, users};
 
 /// What is deleted.
@@ -71,7 +71,7 @@ fn unneeded(store: &Store, dry_run: bool, found: &mut Vec<Waste>) -> Result<()> 
         for path in damaged(store)? {
             let waste = Waste::at("damaged blob", &path)?;
             if !dry_run {
-                fs::remove_file(&path).with_context(|| format!("delete {}", path.display()))?;
+                remove(&path)?;
             }
             found.push(waste);
         }
@@ -131,6 +131,14 @@ fn damaged(store: &Store) -> Result<Vec<PathBuf>> {
     };
     let entries = fs::read_dir(&dir).with_context(|| dir.display().to_string())?;
     entries.filter(is_damaged).map(|entry| Ok(entry?.path())).collect()
+}
+
+/// Deletes what was put aside: whatever it was that had a blob's name.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::IsADirectory => scratch::delete_dir(path),
+        done => done.with_context(|| format!("delete {}", path.display())),
+    }
 }
 
 impl Waste {

@@ -10,7 +10,8 @@
 //! layers/sha256/.tmp-…/                                 a layer being unpacked or deleted
 //! ```
 //!
-//! Locks are taken in this order: a layer's blob, `images/.lock`, the data directory's `lock`.
+//! Locks are taken in this order: a layer's blob, `images/.lock`, the data directory's `lock`. Who unpacks a layer holds that of its blob;
+//! an import that reuses a blob shares it, and `gc` leaves blobs that are locked: neither of the two waits for it.
 
 mod reap;
 pub mod stage;

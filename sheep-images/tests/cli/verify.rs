@@ -223,6 +223,15 @@ fn a_damaged_blob_is_replaced_by_the_next_import() {
         assert_eq!(outcome.stdout.lines().count(), 1, "{}", outcome.stdout);
         world.sh("sheep-images import a a.tar && sheep-images verify").ok();
     }
+    // A directory that has a blob's name.
+    world.sh("mkdir -p data/images/blobs/sha256/$(printf %064d 8)/d").ok();
+    world.sh("sheep-images gc").ok();
+    let outcome = world.sh("sheep-images verify --repair");
+    assert!(
+        outcome.code == 0 && outcome.stdout.contains(": it is no file; put aside; 'gc' deletes it\n"),
+        "{outcome:?}"
+    );
+    world.sh("sheep-images gc && sheep-images verify").ok();
     // One that no image needs.
     world
         .sh("echo x > data/images/blobs/sha256/$(printf %064d 7); sheep-images verify >/dev/null")
