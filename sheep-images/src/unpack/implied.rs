@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use sheep_overlay::carry;
 use sheep_overlay::inode::{Inode, xattr_names};
 use sheep_overlay::layer::{self, Marks};
+use sheep_overlay::paths::split;
 use sheep_overlay::stack::{Dir, Entry, Stack};
 
 use super::archive::shown;
@@ -89,9 +90,16 @@ pub fn complete(root: BorrowedFd<'_>, implied: &[Vec<u8>], below: &[PathBuf]) ->
     let stack = open(below)?;
     let mut names = Vec::new();
     let mut any = implied.iter().any(|path| !path.is_empty());
+    // They are sorted, so that most often the one before is the one above: a deep path is not gone down from the top each time.
+    let mut last: Option<(&[u8], Dir)> = None;
     for path in implied {
         let context = || format!("directory {}", shown(path));
-        let dir = stack.find(path).with_context(context)?;
+        let (above, name) = split(path);
+        let dir = match &last {
+            Some((path, dir)) if *path == above && !name.is_empty() => stack.child(dir, &CString::new(name)?, above),
+            _ => stack.find(path),
+        };
+        let dir = dir.with_context(context)?;
         let own = resolve::open_plain(root, path, OFlags::RDONLY).with_context(context)?;
         if let (Some(top), Some(stat)) = (dir.top(), dir.stat())
             && differs(&dir, own.as_fd(), path.is_empty())?
@@ -99,6 +107,7 @@ pub fn complete(root: BorrowedFd<'_>, implied: &[Vec<u8>], below: &[PathBuf]) ->
             carry::attributes(Inode::Open(top), Inode::Open(own.as_fd()), stat, &mut names).with_context(context)?;
             any = true;
         }
+        last = Some((path, dir));
     }
     if is_opaque {
         hide_all(root, &stack).context("hide all that is below")?;

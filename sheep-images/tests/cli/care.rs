@@ -201,7 +201,7 @@ fn a_tree_of_many_layers_needs_few_descriptors() {
     let deep = |n: usize| (0..n).map(|_| "dddd").collect::<Vec<_>>().join("/");
     let layers: Vec<Vec<u8>> = (0..40)
         .map(|n| {
-            let path = deep(20);
+            let path = deep(40);
             tar().pax(b'x', &[(b"path", format!("{path}/f{n}").as_bytes())]).file(b"x", b"1").end()
         })
         .collect();
