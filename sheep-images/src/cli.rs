@@ -37,6 +37,18 @@ pub enum Verb {
     Ls(Ls),
     /// Print an image's document
     Inspect(Inspect),
+    /// List the steps in which an image was made, newest first, each with its layer
+    History(History),
+    /// List what each layer of an image has at each path: what it adds, changes, deletes, and what of it is hidden
+    Tree(Tree),
+    /// List what differs between what two images show
+    Diff(Diff),
+    /// List how much disk the images take, what of it they share, and what removing one would free
+    Du(Du),
+    /// Check that everything in the store is what it should be, and mend what can be mended
+    Verify(Verify),
+    /// Delete what no image needs: blobs, unpacked layers, what crashes left
+    Gc(Gc),
     /// Give an image another name
     Tag(Tag),
     /// Remove images, or names of them
@@ -207,9 +219,130 @@ pub struct Inspect {
     /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
     #[arg(value_name = "REF")]
     pub reference: String,
+    /// Print the very bytes of the image's manifest, or of its configuration, in the place of the document
+    #[arg(
+        long,
+        value_name = "WHAT",
+        value_enum,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "manifest",
+        conflicts_with = "print"
+    )]
+    pub raw: Option<Raw>,
     /// What is printed.
     #[command(flatten)]
     pub print: Print,
+}
+
+/// `--raw`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Raw {
+    /// The manifest, whose digest is the image's
+    Manifest,
+    /// The configuration
+    Config,
+}
+
+/// `history`
+#[derive(Debug, Args)]
+pub struct History {
+    /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Print a JSON document a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `tree`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Layers are numbered from 1, at the bottom. The marks are those of 'diff': A added, M modified, T of another type, D deleted \
+(a whiteout), O a directory that hides the one below it; = the same again. What has a hiddenBy is in the image for nothing: \
+sheep-images tree app --json | jq -s 'map(select(.hiddenBy).size) | add'."
+)]
+pub struct Tree {
+    /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Only this path, and what is below it
+    pub path: Option<PathBuf>,
+    /// Only this layer: its number, from 1 at the bottom, or its digest or diffID, or the beginning of one
+    #[arg(long, value_name = "N|DIGEST")]
+    pub layer: Option<String>,
+    /// Print a JSON document a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `diff`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A added, M modified, T of another type, D deleted, R renamed; as 'sheep-overlay diff' has them. \
+The exit code is 0 also where they differ."
+)]
+pub struct Diff {
+    /// The image that it is from
+    #[arg(value_name = "OLD")]
+    pub old: String,
+    /// The image that it is to
+    #[arg(value_name = "NEW")]
+    pub new: String,
+    /// Only these paths, and what is below them
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// Print a JSON document a line, with what differs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `du`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Bytes on the disk, as du(1) counts them. STORED are the archives that came in, UNPACKED the directories; SHARED of both is what other \
+images have too, OWN what 'rm' would free. Without REF, the total is all of the data directory: du -sxB1."
+)]
+pub struct Du {
+    /// The images [default: all]
+    #[arg(value_name = "REF")]
+    pub references: Vec<String>,
+    /// Print a document a line, with the key du, and one with the key total
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `verify`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Manifests, configurations and blobs are compared with their digests and sizes, each unpacked layer with what its blob unpacks to, \
+in all that can be kept. Each problem is a line; the exit code is 1 where one is left, and 4 where an overlay is in the way."
+)]
+pub struct Verify {
+    /// The images [default: all, and what no image needs]
+    #[arg(value_name = "REF")]
+    pub references: Vec<String>,
+    /// Unpack damaged layers anew, take damaged blobs of layers out of the way of the next import, drop images without a manifest
+    #[arg(long)]
+    pub repair: bool,
+    /// Print a JSON document a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `gc`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Layers that an overlay uses, mounted or kept, stay. Other processes of this program may work meanwhile; other programs that \
+write into the store (skopeo, umoci) may not, for what they have put there already no image needs yet."
+)]
+pub struct Gc {
+    /// Only say what would be deleted
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print a JSON document a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `tag`

@@ -112,10 +112,7 @@ fn config(base: &LoadedImage, diff_id: &Digest, created: &str, args: &Commit) ->
     if let Some(author) = &args.author {
         config["author"] = author.as_str().into();
     }
-    match config["history"].as_array_mut() {
-        Some(entries) => entries.push(history),
-        None => config["history"] = json!([history]),
-    }
+    add_step(&mut config, base.layers().count(), history);
     if !config["config"].is_object() {
         config["config"] = json!({});
     }
@@ -141,6 +138,15 @@ fn config(base: &LoadedImage, diff_id: &Digest, created: &str, args: &Commit) ->
         }
     }
     Ok(config)
+}
+
+/// Adds a step to the history of an image that has so many layers. One that has no history gets a step for each of them of which
+/// nothing is known: the new step would else be taken for that of the lowest.
+fn add_step(config: &mut Value, layers: usize, step: Value) {
+    match config["history"].as_array_mut() {
+        Some(steps) if !steps.is_empty() => steps.push(step),
+        _ => config["history"] = std::iter::repeat_n(json!({}), layers).chain([step]).collect(),
+    }
 }
 
 fn pair<'a>(option: &str, text: &'a str) -> Result<(&'a str, &'a str)> {
@@ -189,6 +195,24 @@ mod tests {
         }
         assert_eq!(settings["Env"], json!(["A=2=3", "PATH=/x", "B=2", "C="]));
         assert!(set_env(&mut settings, "X").is_err());
+    }
+
+    #[test]
+    fn a_step_stays_with_its_layer() {
+        let step = json!({ "created_by": "x" });
+        for (history, layers, want) in [
+            (json!(null), 2, json!([{}, {}, step])),
+            (json!([]), 1, json!([{}, step])),
+            (json!([]), 0, json!([step])),
+            (json!([{ "created_by": "a" }]), 1, json!([{ "created_by": "a" }, step])),
+        ] {
+            let mut config = json!({ "history": history });
+            add_step(&mut config, layers, step.clone());
+            assert_eq!(config["history"], want);
+        }
+        let mut config = json!({});
+        add_step(&mut config, 1, step.clone());
+        assert_eq!(config["history"], json!([{}, step]));
     }
 
     #[test]

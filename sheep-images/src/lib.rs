@@ -6,8 +6,12 @@ pub mod bootstrap;
 pub mod cli;
 pub mod codec;
 pub mod commit;
+pub mod diff;
 pub mod doc;
+pub mod du;
 pub mod export;
+pub mod gc;
+pub mod history;
 pub mod import;
 pub mod inspect;
 pub mod interrupt;
@@ -22,7 +26,9 @@ pub mod scratch;
 pub mod store;
 pub mod stream;
 pub mod tag;
+pub mod tree;
 pub mod unpack;
+pub mod verify;
 
 use anyhow::Result;
 
@@ -34,7 +40,11 @@ pub fn run(cli: Cli) -> Result<()> {
     if let Verb::Settle = cli.verb {
         return store::settle::run();
     }
-    let store = Store::open(cli.root.as_deref())?;
+    let store = match &cli.verb {
+        // These tell what a crash left.
+        Verb::Gc(_) | Verb::Verify(_) => Store::open_as_it_is(cli.root.as_deref())?,
+        _ => Store::open(cli.root.as_deref())?,
+    };
     match &cli.verb {
         Verb::Bootstrap(args) => bootstrap::run(&store, args),
         Verb::Import(args) => import::run(&store, args),
@@ -43,6 +53,12 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Unpack(args) => unpack::run(&store, args),
         Verb::Ls(args) => ls::run(&store, args),
         Verb::Inspect(args) => inspect::run(&store, args),
+        Verb::History(args) => history::run(&store, args),
+        Verb::Tree(args) => tree::run(&store, args),
+        Verb::Diff(args) => diff::run(&store, args),
+        Verb::Du(args) => du::run(&store, args),
+        Verb::Verify(args) => verify::run(&store, args),
+        Verb::Gc(args) => gc::run(&store, args),
         Verb::Tag(args) => tag::run(&store, args),
         Verb::Rm(args) => rm::run(&store, args),
         Verb::Settle => Ok(()),

@@ -43,7 +43,7 @@ pub fn run(store: &Store, args: &Ls) -> Result<()> {
 }
 
 /// Columns as wide as what is in them, two blanks between.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -63,7 +63,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// A size for people: `12.3 MB`, in powers of 1000 as docker shows it.
-fn human_size(bytes: u64) -> String {
+pub fn human_size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
     if bytes < 1000 {
         return format!("{bytes} B");
@@ -79,7 +79,7 @@ fn human_size(bytes: u64) -> String {
 }
 
 /// A time of RFC 3339 to the minute, in UTC; as it stands where it is none.
-fn minute(created: &str) -> String {
+pub fn minute(created: &str) -> String {
     match created.parse::<jiff::Timestamp>() {
         Ok(time) => time.strftime("%Y-%m-%d %H:%M").to_string(),
         Err(_) => created.to_owned(),

@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use sheep_overlay::state;
 
@@ -163,6 +163,28 @@ impl Scratch {
             Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(()),
             Err(e) => Err(e).with_context(|| format!("rename to {}", place.display())),
         }
+    }
+
+    /// Puts the directory in the place of another one, and gives that, which is a scratch directory now. It is one step, where the file
+    /// system can exchange two names; else the place is empty for a moment.
+    pub fn exchange(mut self, place: &Path) -> Result<Self> {
+        let context = || format!("put {} in the place of {}", self.path.display(), place.display());
+        let mut old = Self::lock_existing(place.to_path_buf(), true)?.with_context(context)?;
+        // Until it is a scratch directory it is not ours to delete.
+        old.kept = true;
+        match rustix::fs::renameat_with(CWD, &self.path, CWD, place, RenameFlags::EXCHANGE) {
+            Ok(()) => old.path = self.path.clone(),
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                drop(old);
+                old = Self::take_over(place)?.with_context(context)?;
+                fs::rename(&self.path, place).with_context(context)?;
+                interrupt::forget(&self.path);
+            }
+            Err(e) => return Err(e).with_context(context),
+        }
+        self.kept = true;
+        old.kept = false;
+        Ok(old)
     }
 
     /// Leaves it where it is, to be found again by the next command.
@@ -327,6 +349,24 @@ mod tests {
         assert!(!parent.join(".out.sheep-0123456789ab").exists());
         assert!(parent.join(".out.sheep-0123").exists() && parent.join(".other.sheep-0123456789ab").exists());
         drop((held, again));
+        fs::remove_dir_all(parent).unwrap();
+    }
+
+    #[test]
+    fn one_takes_the_place_of_another() {
+        let parent = dir();
+        let place = parent.join("place");
+        fs::create_dir(&place).unwrap();
+        fs::write(place.join("old"), "").unwrap();
+        let new = Scratch::new(&parent).unwrap();
+        fs::write(new.path().join("new"), "").unwrap();
+        let old = new.exchange(&place).unwrap();
+        assert!(place.join("new").exists() && old.path().join("old").exists());
+        let gone = old.path().to_path_buf();
+        drop(old);
+        assert!(place.join("new").exists() && !gone.exists());
+        assert!(Scratch::new(&parent).unwrap().exchange(&parent.join("absent")).is_err());
+        assert_eq!(fs::read_dir(&parent).unwrap().count(), 1);
         fs::remove_dir_all(parent).unwrap();
     }
 

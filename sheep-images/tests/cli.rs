@@ -7,6 +7,8 @@ mod maker;
 
 #[path = "cli/bootstrap.rs"]
 mod bootstrap;
+#[path = "cli/care.rs"]
+mod care;
 #[path = "cli/crash.rs"]
 mod crash;
 #[path = "cli/directory.rs"]
@@ -25,9 +27,13 @@ mod interop;
 mod layers;
 #[path = "cli/progress.rs"]
 mod progress;
+#[path = "cli/space.rs"]
+mod space;
 #[path = "cli/store.rs"]
 mod store;
 #[path = "cli/to.rs"]
 mod to;
 #[path = "cli/user.rs"]
 mod user;
+#[path = "cli/verify.rs"]
+mod verify;

@@ -32,12 +32,13 @@ use rustix::io::Errno;
 
 use crate::doc::{How, Mount, Overlay};
 use crate::history::{self, Point, Span};
+use crate::layer::Marks;
 use crate::paths::join;
 use crate::rotate;
 use crate::stack::Stack;
 use crate::trees::{self, Tree};
 
-pub(crate) use compare::same_bytes;
+pub use compare::{Compare, Entry, same_bytes};
 pub use patch::run as patch;
 pub(crate) use patch::{Hunks, is_text};
 pub use show::{document, escaped, human, line, run};
@@ -191,10 +192,10 @@ pub fn changes_between(overlay: &Overlay, span: Span, depth: Depth) -> Result<Ve
         let found = if span == Span::WHOLE && tree.frozen.is_empty() {
             tree::changes(overlay, &tree, depth)
         } else {
-            between::changes(overlay, &tree.lowers, &before[number], &after[number], depth)
+            between::changes(Marks::of(overlay), &tree.lowers, &before[number], &after[number], depth)
         };
         match found {
-            Ok((found, stack)) => changes.extend(found.into_iter().map(|found| change(&tree, &stack, found))),
+            Ok((found, stack)) => changes.extend(found.into_iter().map(|found| change(&tree.prefix, &stack, found))),
             // A part that its user cannot read, or that is gone by now, he has not changed either.
             Err(error) if !tree.prefix.is_empty() && is_untouched(&tree) && is_closed(&error) => {}
             Err(error) => return Err(error),
@@ -202,6 +203,18 @@ pub fn changes_between(overlay: &Overlay, span: Span, depth: Depth) -> Result<Ve
     }
     let files = overlay.mounts.iter().enumerate().map(|(number, mount)| file_mount(overlay, span, number, mount));
     changes.extend(files.filter_map(Result::transpose).collect::<Result<Vec<_>>>()?);
+    changes.sort_unstable_by(|a, b| bytes(&a.path).cmp(bytes(&b.path)));
+    Ok(changes)
+}
+
+/// The changes from what a stack of layers shows to what another one does (each bottom first), sorted by the bytes of their paths.
+/// Layers that both begin with are only looked at where those above them differ. `layer` of a change is a layer of the first stack.
+/// A directory counts by what it shows: that it hides another one is no change of its own.
+pub fn changes_of_stacks(old: &[PathBuf], new: &[PathBuf], marks: Marks, depth: Depth) -> Result<Vec<Change>> {
+    let (found, stack) = between::changes(marks, &[], old, new, depth)?;
+    let mut changes: Vec<Change> = found.into_iter().map(|found| change(b"", &stack, found)).collect();
+    changes.retain(|change| change.kind != Kind::Opaque || !change.what.is_empty());
+    changes.iter_mut().filter(|change| change.kind == Kind::Opaque).for_each(|change| change.kind = Kind::Modified);
     changes.sort_unstable_by(|a, b| bytes(&a.path).cmp(bytes(&b.path)));
     Ok(changes)
 }
@@ -217,12 +230,12 @@ fn layers_at(overlay: &Overlay, point: Point) -> Result<Vec<Vec<PathBuf>>> {
     Ok(trees::on(overlay, number).into_iter().map(|tree| tree.frozen).collect())
 }
 
-fn change(tree: &Tree, stack: &Stack, found: tree::Found) -> Change {
+fn change(prefix: &[u8], stack: &Stack, found: tree::Found) -> Change {
     Change {
-        path: from_top(tree, &found.path),
+        path: from_top(prefix, &found.path),
         kind: found.kind,
         what: found.what,
-        from: found.from.map(|from| from_top(tree, &from)),
+        from: found.from.map(|from| from_top(prefix, &from)),
         layer: found.lower.map(|lower| stack.lower(lower).to_path_buf()),
         old_size: found.old.as_deref().and_then(size),
         size: found.new.as_deref().and_then(size),
@@ -285,9 +298,9 @@ fn file_at(overlay: &Overlay, point: Point, number: usize, mount: &Mount) -> Opt
 }
 
 /// A path in a tree as one from the merged directory on.
-fn from_top(tree: &Tree, path: &[u8]) -> PathBuf {
+fn from_top(prefix: &[u8], path: &[u8]) -> PathBuf {
     let mut full = vec![b'/'];
-    full.extend(join(&tree.prefix, path));
+    full.extend(join(prefix, path));
     PathBuf::from(OsStr::from_bytes(&full))
 }
 

@@ -1,8 +1,10 @@
 //! `du`: how much disk the changes of an overlay take, those that are put aside in its snapshots among them.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -13,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::diff::{escaped, human};
 use crate::doc::{Overlay, write_out};
 use crate::find::{self, Target};
+use crate::paths::join;
+use crate::stack::open_within;
 use crate::state::DataRoot;
-use crate::{access, cli, exit, history, parts, record, rotate, trees};
+use crate::{access, cli, history, parts, record, rotate, trees};
 
 /// What a tree takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,9 +105,15 @@ pub fn of_layer(overlay: &Overlay, layer: &str) -> Result<Used> {
     Ok(sum.used)
 }
 
-#[derive(Default)]
-struct Sum {
-    used: Used,
+/// What several trees take together: a file with several names counts once.
+#[derive(Debug, Default)]
+pub struct Sum {
+    /// So far.
+    pub used: Used,
+    /// Directories that may not be read are no error.
+    pass_closed: bool,
+    /// So many of them there were.
+    pub closed: u64,
     /// Files with several names that were counted.
     seen: HashSet<(u64, u64)>,
 }
@@ -111,14 +121,48 @@ struct Sum {
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Sum {
-    fn tree(&mut self, top: &Path) -> Result<()> {
-        let dir = openat(CWD, top, DIRECTORY, Mode::empty()).with_context(|| top.display().to_string())?;
-        let device = fstat(&dir)?.st_dev;
-        self.directory(dir, device).map_err(|e| match e {
-            Errno::MFILE => exit::usage(format!("{}: too deep for the limit of open files (ulimit -n)", top.display())),
-            e => anyhow::Error::from(e).context(top.display().to_string()),
-        })?;
-        if crate::sys::interrupted() { bail!("interrupted") } else { Ok(()) }
+    /// Nothing yet. Directories that may not be read will be passed over, and only counted in `closed`.
+    pub fn of_what_is_open() -> Self {
+        Sum { pass_closed: true, ..Sum::default() }
+    }
+
+    /// Adds all that is in a directory, not the directory itself. What is mounted there is no part of it, and no symbolic link is
+    /// followed.
+    pub fn tree(&mut self, top: &Path) -> Result<()> {
+        self.tree_without(top, &[])
+    }
+
+    /// The same, but does not enter these directories, which are named from `top` on.
+    pub fn tree_without(&mut self, top: &Path, left_out: &[&str]) -> Result<()> {
+        let place = |path: &[u8]| top.join(OsStr::from_bytes(path)).display().to_string();
+        let root = match openat(CWD, top, DIRECTORY, Mode::empty()) {
+            Err(Errno::ACCESS) if self.pass_closed => {
+                self.closed += 1;
+                return Ok(());
+            }
+            opened => opened.with_context(|| place(b""))?,
+        };
+        let device = fstat(&root)?.st_dev;
+        // Opened one at a time and from the top, so that a tree of any depth takes two descriptors.
+        let mut pending = vec![Vec::new()];
+        while let Some(path) = pending.pop() {
+            if crate::sys::interrupted() {
+                bail!("interrupted");
+            }
+            let dir = match open_within(&root, &path) {
+                Ok(dir) if fstat(&dir)?.st_dev == device => dir,
+                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => continue,
+                Err(Errno::ACCESS) if self.pass_closed => {
+                    self.closed += 1;
+                    continue;
+                }
+                Err(e) => return Err(e).with_context(|| place(&path)),
+            };
+            let below = self.entries(dir.as_fd()).with_context(|| place(&path))?;
+            let below = below.into_iter().map(|name| join(&path, name.to_bytes()));
+            pending.extend(below.filter(|path| !left_out.iter().any(|out| out.as_bytes() == path)));
+        }
+        Ok(())
     }
 
     /// The trees of a snapshot, and its copies of files.
@@ -133,18 +177,6 @@ impl Sum {
             }
             if let Ok(copy) = rustix::fs::stat(place.join("file")) {
                 self.add(&copy);
-            }
-        }
-        Ok(())
-    }
-
-    fn directory(&mut self, dir: OwnedFd, device: u64) -> Result<(), Errno> {
-        for name in self.entries(dir.as_fd())? {
-            match openat(&dir, &*name, DIRECTORY, Mode::empty()) {
-                // What is mounted here is no part of the tree.
-                Ok(inner) if fstat(&inner)?.st_dev == device => self.directory(inner, device)?,
-                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(e) => return Err(e),
             }
         }
         Ok(())
@@ -176,7 +208,8 @@ impl Sum {
         Ok(dirs)
     }
 
-    fn add(&mut self, stat: &rustix::fs::Stat) {
+    /// Adds one file or directory.
+    pub fn add(&mut self, stat: &rustix::fs::Stat) {
         let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if !directory && stat.st_nlink > 1 && !self.seen.insert((stat.st_dev, stat.st_ino)) {
             return;
@@ -191,6 +224,5 @@ impl Sum {
 
 /// The line that names a path, as `du` and `why` print it.
 pub fn name_of(path: &Path) -> String {
-    use std::os::unix::ffi::OsStrExt;
     escaped(path.as_os_str().as_bytes())
 }

@@ -52,3 +52,36 @@ fn the_copy_backend_equals_cp_in_every_attribute() {
     assert_eq!(world.sh("sheep-overlay diff - < doc").ok(), "");
     world.sh("sheep-overlay umount - < doc").ok();
 }
+
+#[test]
+fn what_a_container_lies_on_is_neither_collected_nor_exchanged() {
+    let world = World::root().with_image();
+    let layer = world.sh("sheep-images unpack minimal | jq -r '.image.layers[0].path'").ok();
+    let id = world.sh("sheep-run run -d --name c minimal sleep 600").ok();
+    world.sh(&format!("echo damage > {layer}/damage")).ok();
+    for state in ["true", "sheep-run stop -t 1 c"] {
+        world.sh(state).ok();
+        let outcome = world.sh("sheep-images verify --repair");
+        assert_eq!(outcome.code, 4, "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(&format!("in use by overlay {id}")), "{}", outcome.stderr);
+        assert!(outcome.stdout.contains(": /damage: extra; it is in use\n"), "{}", outcome.stdout);
+    }
+    // No image has the layer any more, and the container still does.
+    world
+        .sh("jq -c '.manifests = []' $SHEEP_DATA_DIR/images/index.json > x && mv x $SHEEP_DATA_DIR/images/index.json")
+        .ok();
+    let outcome = world.sh("sheep-images gc");
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(&format!("stays: in use by overlay {id}")), "{}", outcome.stderr);
+    assert_eq!(
+        outcome.stdout.lines().filter(|line| line.starts_with("deleted blob ")).count(),
+        3,
+        "{}",
+        outcome.stdout
+    );
+    world.sh("sheep-run start c && sheep-run exec c cat /damage && sheep-run rm -f c").ok();
+    let outcome = world.sh("sheep-images gc").ok();
+    assert!(outcome.contains("deleted layer sha256:"), "{outcome}");
+    assert_eq!(world.entries("layers/sha256"), Vec::<String>::new());
+    world.assert_nothing_left(&[]);
+}

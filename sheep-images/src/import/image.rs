@@ -1,6 +1,9 @@
 //! An image that other tools made: which of those that are there, what belongs to it, and its way into the store.
 
 use std::collections::HashMap;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -55,6 +58,8 @@ struct Taken {
     media_type: String,
     /// The file in the stage and the directory; none where the store had both.
     new: Option<(String, Unpacked)>,
+    /// The blob that the store had, locked: `gc` leaves it, though no image may need it yet.
+    _kept: Option<File>,
     left_out: LeftOut,
 }
 
@@ -149,9 +154,11 @@ fn one_layer(
         if source.size() != descriptor.size {
             bail!("it has {} bytes, and the image says {}", source.size(), descriptor.size);
         }
-        if store.layer_dir(&layer.diff_id).is_dir() && store.blob(&descriptor.digest).is_file() {
+        if store.layer_dir(&layer.diff_id).is_dir()
+            && let Some(kept) = keep(store, descriptor)?
+        {
             let Descriptor { digest, size, media_type, .. } = descriptor.clone();
-            return Ok(Taken { digest, size, media_type, new: None, left_out: LeftOut::default() });
+            return Ok(Taken { digest, size, media_type, new: None, _kept: Some(kept), left_out: LeftOut::default() });
         }
     }
     let file = format!("layer{number}");
@@ -171,7 +178,31 @@ fn one_layer(
         bail!("unpacked it is {diff_id}, and the image says {}", layer.diff_id);
     }
     let media_type = format!("{}{}", oci::LAYER, codec.media_suffix());
-    Ok(Taken { digest, size, media_type, new: Some((file, Unpacked { scratch, implied })), left_out })
+    let new = Some((file, Unpacked { scratch, implied }));
+    Ok(Taken { digest, size, media_type, new, _kept: None, left_out })
+}
+
+/// Makes sure of a blob that the store has, so that it need not come in again: it is as long as it should be, and stays. `None` where
+/// it is not there, is damaged so that it can be seen at once, or is being unpacked.
+fn keep(store: &Store, descriptor: &Descriptor) -> Result<Option<File>> {
+    let path = store.blob(&descriptor.digest);
+    let context = || path.display().to_string();
+    let blob = match File::open(&path) {
+        Ok(blob) => blob,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).with_context(context),
+    };
+    // Not waited for: who unpacks has several of these locks, and so may we have.
+    match blob.try_lock_shared() {
+        Ok(()) => (),
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(e)) => return Err(e).with_context(context),
+    }
+    let inode = |found: std::fs::Metadata| (found.dev(), found.ino());
+    let found = blob.metadata().with_context(context)?;
+    let is_whole = found.is_file() && found.len() == descriptor.size;
+    let is_there = std::fs::symlink_metadata(&path).map(inode).ok() == Some(inode(found));
+    Ok((is_whole && is_there).then_some(blob))
 }
 
 fn blob_name(digest: &Digest) -> String {

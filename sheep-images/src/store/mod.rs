@@ -4,13 +4,15 @@
 //! images/oci-layout, index.json, blobs/sha256/<hex>     as skopeo, umoci and podman read and write it
 //! images/.lock                                          exclusive: to change the index, and what goes with that
 //! images/.tmp-…/                                        blobs being written, and `candidates` (see [`stage`])
+//! images/.damaged-<hex>                                 a blob that `verify --repair` took out of the way
 //! layers/sha256/<hex of diffID>/                        an unpacked layer
 //! layers/sha256/<hex of chainID>/                       one completed for the layers below it (see unpack/implied.rs)
 //! layers/sha256/.tmp-…/                                 a layer being unpacked or deleted
 //! layers/sha256/.unsynced-<hex>                         a layer that is not known to be on the disk yet (see [`settle`])
 //! ```
 //!
-//! Locks are taken in this order: a layer's blob, `images/.lock`, the data directory's `lock`.
+//! Locks are taken in this order: a layer's blob, `images/.lock`, the data directory's `lock`. Who unpacks a layer holds that of its blob;
+//! an import that reuses a blob shares it, and `gc` leaves blobs that are locked: neither of the two waits for it.
 
 mod reap;
 pub mod settle;
@@ -40,6 +42,8 @@ use crate::unpack::implied;
 
 /// Manifests and configurations are read whole; no real one is nearly as long.
 pub const DOCUMENT_MAX: u64 = 8 << 20;
+/// How blobs are called that are out of the way.
+pub const DAMAGED: &str = ".damaged-";
 /// An index may point to an index, but not for ever.
 pub const INDEX_DEPTH: u32 = 4;
 
@@ -56,6 +60,7 @@ pub struct LoadedImage {
     pub reference: Option<String>,
     /// The manifest's digest.
     pub digest: Digest,
+    descriptor: Descriptor,
     manifest: Manifest,
     config: Config,
     config_value: Value,
@@ -100,6 +105,13 @@ pub struct Uses {
 impl Store {
     /// Opens the store, made where it is not, and clears up what a crash left.
     pub fn open(data: Option<&Path>) -> Result<Self> {
+        let store = Self::open_as_it_is(data)?;
+        store.clear_up().context("clear up what a crash left")?;
+        Ok(store)
+    }
+
+    /// Opens the store, made where it is not.
+    pub fn open_as_it_is(data: Option<&Path>) -> Result<Self> {
         let store = Store { root: DataRoot::open(data)? };
         let layout = store.root.images().join("oci-layout");
         match state::read_json::<Value>(&layout)? {
@@ -107,7 +119,8 @@ impl Store {
             Some(_) => bail!("{}: this layout version is not known to this program", layout.display()),
             None => store.create(&layout)?,
         }
-        store.clear_up().context("clear up what a crash left")?;
+        // Until it is unpacked again, such a layer is not there.
+        store.delete_torn().context("delete a layer that a power cut may have torn")?;
         Ok(store)
     }
 
@@ -151,7 +164,27 @@ impl Store {
 
     /// Where a blob is stored.
     pub fn blob(&self, digest: &Digest) -> PathBuf {
-        self.root.images().join("blobs/sha256").join(digest.hex())
+        self.blobs().join(digest.hex())
+    }
+
+    /// Where a blob is put that is not what its digest says.
+    pub fn damaged_blob(&self, digest: &Digest) -> PathBuf {
+        self.root.images().join(format!("{DAMAGED}{}", digest.hex()))
+    }
+
+    /// What is in a directory of the store under a digest: the blobs, or the layers. Other names are passed over.
+    pub fn listed(&self, dir: &Path) -> Result<BTreeSet<Digest>> {
+        let mut found = BTreeSet::new();
+        for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+            let name = entry.with_context(|| dir.display().to_string())?.file_name();
+            found.extend(Digest::parse(&format!("sha256:{}", name.to_string_lossy())).ok());
+        }
+        Ok(found)
+    }
+
+    /// Where the blobs are.
+    pub fn blobs(&self) -> PathBuf {
+        self.root.images().join("blobs/sha256")
     }
 
     /// Where layers are unpacked.
@@ -174,6 +207,19 @@ impl Store {
         Ok(if of_all.is_dir() && implied::fits(&of_all, below)? { Some(of_all) } else { None })
     }
 
+    /// The directories of an image's layers, bottom first. Errors where one of them is not unpacked.
+    pub fn unpacked(&self, image: &LoadedImage) -> Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for ((_, diff_id), chain_id) in image.layers().zip(image.chain_ids()) {
+            let Some(path) = self.layer_path(diff_id, &chain_id, &paths)? else {
+                let name = image.reference.as_deref().unwrap_or(image.digest.as_str());
+                bail!("layer {diff_id} is not unpacked; 'sheep-images unpack {name}' first");
+            };
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+
     /// Deletes a blob; absent is fine. The caller holds the lock, and knows that no image needs it.
     pub fn delete_blob(&self, digest: &Digest) -> Result<()> {
         let path = self.blob(digest);
@@ -186,7 +232,7 @@ impl Store {
     }
 
     /// Reads a small blob whole, and checks that it is what its digest says.
-    fn read_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+    pub fn read_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let path = self.blob(&descriptor.digest);
         if descriptor.size > DOCUMENT_MAX {
             bail!("blob {}: {} bytes are too many for a document", descriptor.digest, descriptor.size);
@@ -202,6 +248,16 @@ impl Store {
             );
         }
         Ok(bytes)
+    }
+
+    /// The manifest of an image as it is stored.
+    pub fn manifest_bytes(&self, image: &LoadedImage) -> Result<Vec<u8>> {
+        self.read_blob(&image.descriptor)
+    }
+
+    /// The configuration of an image as it is stored.
+    pub fn config_bytes(&self, image: &LoadedImage) -> Result<Vec<u8>> {
+        self.read_blob(&image.manifest.config)
     }
 
     /// The image that a descriptor of the index leads to; of an image for several platforms, the one for this host.
@@ -234,7 +290,8 @@ impl Store {
                         );
                     }
                     let reference = descriptor.ref_name().map(familiar);
-                    return Ok(LoadedImage { reference, digest: chosen.digest, manifest, config, config_value });
+                    let digest = chosen.digest.clone();
+                    return Ok(LoadedImage { reference, digest, descriptor: chosen, manifest, config, config_value });
                 }
             }
         }
@@ -308,11 +365,11 @@ impl Store {
     }
 
     fn add_uses(&self, descriptor: &Descriptor, uses: &mut Uses, lenient: bool, depth: u32) -> Result<()> {
-        if depth > INDEX_DEPTH || !uses.blobs.insert(descriptor.digest.clone()) {
-            return Ok(());
-        }
         // Of an image for several platforms, other tools store only the one they need.
         if depth > 0 && !self.blob(&descriptor.digest).exists() {
+            return Ok(());
+        }
+        if depth > INDEX_DEPTH || !uses.blobs.insert(descriptor.digest.clone()) {
             return Ok(());
         }
         let parsed = self.read_blob(descriptor).and_then(|bytes| oci::parse_manifest(descriptor, &bytes));

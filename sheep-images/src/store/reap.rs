@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use sheep_overlay::state;
@@ -16,16 +17,36 @@ use crate::scratch::Scratch;
 impl Store {
     /// Clears up. Almost always there is nothing to do, and two directories are listed.
     pub(super) fn clear_up(&self) -> Result<()> {
-        self.clear_up_index()?;
-        self.delete_torn()?;
+        self.clear_up_telling(false, |_| Ok(())).map(drop)
+    }
+
+    /// Clears up, or with `dry_run` only looks, and tells of each leftover before it goes. Gives those that must stay for now: where an
+    /// image cannot be read, it cannot be told what of theirs it needs.
+    pub fn clear_up_telling(&self, dry_run: bool, mut tell: impl FnMut(&Path) -> Result<()>) -> Result<Vec<PathBuf>> {
+        let mut stay = Vec::new();
+        if !dry_run {
+            self.clear_up_index()?;
+        }
         for scratch in Scratch::leftovers(&self.layers())? {
-            scratch.delete()?;
+            tell(scratch.path())?;
+            if dry_run { scratch.leave() } else { scratch.delete()? }
         }
         for stage in Scratch::leftovers(&self.root.images())? {
+            if dry_run {
+                tell(stage.path())?;
+                stage.leave();
+                continue;
+            }
             let _lock = self.lock()?;
-            if undo(self, &stage)? { stage.delete()? } else { stage.leave() }
+            if undo(self, &stage)? {
+                tell(stage.path())?;
+                stage.delete()?;
+            } else {
+                stay.push(stage.path().to_path_buf());
+                stage.leave();
+            }
         }
-        Ok(())
+        Ok(stay)
     }
 }
 

@@ -6,9 +6,9 @@
 //! clears up looks at the index to tell (`reap.rs`).
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,9 @@ use crate::stream::Summary;
 
 /// The file in a stage that lists what may be left without use.
 pub const CANDIDATES: &str = "candidates";
+
+/// So much is compared at a time.
+const PIECE: usize = 256 << 10;
 
 /// What a crash may leave without use.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -127,12 +130,18 @@ impl Stage {
             let path = self.file(file);
             File::open(&path).and_then(|file| state::settle(&file)).with_context(|| path.display().to_string())?;
         }
+        // What is there already was never read: it may be damaged. Ours was hashed a moment ago.
+        let damaged: Vec<&str> = blobs
+            .iter()
+            .filter(|(file, digest)| differs(&self.file(file), &store.blob(digest)))
+            .map(|(file, _)| file.as_str())
+            .collect();
         let _commit = interrupt::commit();
         let _lock = store.lock()?;
         if let Some(gone) = reused.iter().find(|digest| !store.blob(digest).is_file()) {
             bail!("layer {gone} was removed meanwhile; import the image again");
         }
-        let result = self.publish(store, name, image, &blobs);
+        let result = self.publish(store, name, image, &blobs, &damaged);
         match result {
             Ok(named) => {
                 for (unpacked, diff_id) in layers {
@@ -155,17 +164,22 @@ impl Stage {
         name: &Name,
         image: &Descriptor,
         blobs: &[(String, Digest)],
+        damaged: &[&str],
     ) -> Result<Descriptor> {
         let mut index = store.index()?;
         for (file, digest) in blobs {
             let place = store.blob(digest);
             match fs::hard_link(self.file(file), &place) {
                 Ok(()) => (),
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => (),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    if damaged.contains(&file.as_str()) {
+                        fs::rename(self.file(file), &place).with_context(|| place.display().to_string())?;
+                    }
+                }
                 Err(e) => return Err(e).with_context(|| place.display().to_string()),
             }
         }
-        let dir = store.root.images().join("blobs/sha256");
+        let dir = store.blobs();
         File::open(&dir).and_then(|dir| dir.sync_all()).with_context(|| format!("sync {}", dir.display()))?;
         set_name(&mut index, image.clone(), name);
         store.write_index(&index)?;
@@ -173,4 +187,30 @@ impl Stage {
         named.set_ref_name(Some(&name.familiar()));
         Ok(named)
     }
+}
+
+/// Whether a blob is in its place and is not what it should be: as `good` is.
+fn differs(good: &Path, place: &Path) -> bool {
+    let Ok(there) = File::open(place) else { return false };
+    let same = || -> io::Result<bool> {
+        let good = File::open(good)?;
+        if good.metadata()?.len() != there.metadata()?.len() {
+            return Ok(false);
+        }
+        let (mut good, mut there) = (BufReader::with_capacity(PIECE, good), BufReader::with_capacity(PIECE, there));
+        loop {
+            let (a, b) = (good.fill_buf()?, there.fill_buf()?);
+            let n = a.len().min(b.len());
+            if a[..n] != b[..n] || a.is_empty() != b.is_empty() {
+                return Ok(false);
+            }
+            if n == 0 {
+                return Ok(true);
+            }
+            good.consume(n);
+            there.consume(n);
+        }
+    };
+    // What cannot be read is damaged.
+    !same().unwrap_or(false)
 }

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// How long a piece is; the last may be shorter.
 pub const CHUNK: usize = 256 * 1024;
-/// How many pieces may wait at each step. With those being worked on they are what a layer takes of memory, and with what a
-/// zstd stream asks for.
-const QUEUE: usize = 8;
+/// How many pieces may wait at each step. With those being worked on they are what a layer takes of memory, some 4 MiB, and with
+/// what a zstd stream asks for.
+const QUEUE: usize = 4;
 
 /// A piece: bytes that several may read. Dropped by the last of them, its buffer is used again.
 pub struct Piece {

@@ -4,17 +4,23 @@
 //! layer is unpacked by itself, and OverlayFS shows a directory as the topmost layer has it. So a layer with such directories
 //! is stored once for each chain of layers that it lies on (by its chainID, config.md) instead of once for all, its
 //! directories completed; one of which only the root is not named, where that differs from the one below. Nearly all tools name every directory, and then that never happens.
+//!
+//! So is a layer that hides all that is below its very root, as hardly any does: see `hide_all`.
 
 use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags, fstat};
+use rustix::fs::{Mode, OFlags, fstat, openat};
+use rustix::io::Errno;
 use sheep_overlay::carry;
 use sheep_overlay::inode::{Inode, xattr_names};
 use sheep_overlay::layer::{self, Marks};
-use sheep_overlay::stack::{Dir, Stack};
+use sheep_overlay::paths::split;
+use sheep_overlay::stack::{Dir, Entry, Stack};
 
 use super::archive::shown;
 use super::resolve;
@@ -50,6 +56,9 @@ pub fn note(root: BorrowedFd<'_>, implied: &[Vec<u8>]) {
 pub fn fits(layer: &Path, below: &[PathBuf]) -> Result<bool> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = rustix::fs::open(layer, flags, Mode::empty()).with_context(|| layer.display().to_string())?;
+    if !below.is_empty() && layer::is_opaque(&root, Marks::of_this_process())? {
+        return Ok(false);
+    }
     Ok(match noted(root.as_fd()) {
         Implied::Nothing => true,
         Implied::Directories => below.is_empty(),
@@ -74,15 +83,23 @@ fn open(below: &[PathBuf]) -> Result<Stack> {
 /// Makes the implied directories of a layer like those of the layers that it is to lie on (bottom first); true if it is for
 /// these layers alone now, because they differed, or because others' may.
 pub fn complete(root: BorrowedFd<'_>, implied: &[Vec<u8>], below: &[PathBuf]) -> Result<bool> {
-    if implied.is_empty() || below.is_empty() {
+    let is_opaque = layer::is_opaque(root, Marks::of_this_process())?;
+    if below.is_empty() || (implied.is_empty() && !is_opaque) {
         return Ok(false);
     }
     let stack = open(below)?;
     let mut names = Vec::new();
     let mut any = implied.iter().any(|path| !path.is_empty());
+    // They are sorted, so that most often the one before is the one above: a deep path is not gone down from the top each time.
+    let mut last: Option<(&[u8], Dir)> = None;
     for path in implied {
         let context = || format!("directory {}", shown(path));
-        let dir = stack.find(path).with_context(context)?;
+        let (above, name) = split(path);
+        let dir = match &last {
+            Some((path, dir)) if *path == above && !name.is_empty() => stack.child(dir, &CString::new(name)?, above),
+            _ => stack.find(path),
+        };
+        let dir = dir.with_context(context)?;
         let own = resolve::open_plain(root, path, OFlags::RDONLY).with_context(context)?;
         if let (Some(top), Some(stat)) = (dir.top(), dir.stat())
             && differs(&dir, own.as_fd(), path.is_empty())?
@@ -90,8 +107,35 @@ pub fn complete(root: BorrowedFd<'_>, implied: &[Vec<u8>], below: &[PathBuf]) ->
             carry::attributes(Inode::Open(top), Inode::Open(own.as_fd()), stat, &mut names).with_context(context)?;
             any = true;
         }
+        last = Some((path, dir));
     }
-    Ok(any)
+    if is_opaque {
+        hide_all(root, &stack).context("hide all that is below")?;
+    }
+    Ok(any || is_opaque)
+}
+
+/// Hides all that is below a layer whose root is opaque. OverlayFS does not look for that mark on the root of a layer, only on
+/// directories in it: so each name is hidden by itself.
+fn hide_all(root: BorrowedFd<'_>, below: &Stack) -> Result<()> {
+    let before = fstat(root)?;
+    let mut listing = vec![MaybeUninit::uninit(); 32 << 10];
+    for Entry { name, .. } in below.list(&below.root()?, b"", &mut listing)? {
+        let context = || shown(name.to_bytes());
+        match layer::make_whiteout(root, &*name) {
+            Ok(()) => continue,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e).with_context(context),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(root, &*name, flags, Mode::empty()) {
+            Ok(own) => layer::set_opaque(&own).with_context(context)?,
+            // What is no directory hides what is below by itself.
+            Err(Errno::NOTDIR | Errno::LOOP) => {}
+            Err(e) => return Err(e).with_context(context),
+        }
+    }
+    Inode::Open(root).set_times(&before).context("set its times")
 }
 
 /// Whether a directory looks otherwise than the one below it. The root's time says nothing.

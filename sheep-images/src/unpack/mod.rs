@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail};
 use sheep_overlay::doc::Document;
 use sheep_overlay::exit;
 
-use crate::cli::{LimitArgs, Unpack};
+use crate::cli::{LimitArgs, ProgressMode, Unpack};
 use crate::doc::Image;
 use crate::oci::{Descriptor, Digest};
 use crate::parallel;
@@ -199,6 +199,17 @@ fn unpack(
 /// The digest of what is stored, as it is now.
 fn digest_of(blob: &File) -> Result<Digest> {
     Ok(Digest::of_all(File::open(format!("/proc/self/fd/{}", blob.as_raw_fd()))?)?)
+}
+
+/// Unpacks a layer into a directory of its own, whatever there is of it, to compare with it or to take its place. No limits: it was
+/// let in once.
+pub fn again(store: &Store, descriptor: &Descriptor, diff_id: &Digest) -> Result<Unpacked> {
+    let path = store.blob(&descriptor.digest);
+    let blob = File::open(&path).with_context(|| path.display().to_string())?;
+    let blobs = HashMap::from([(&descriptor.digest, blob)]);
+    let layer = Placed { descriptor, diff_id, chain_id: diff_id.clone() };
+    let limits = LimitArgs { max_entries: u64::MAX, max_bytes: u64::MAX, max_ratio: u64::MAX };
+    Ok(unpack(store, &layer, &blobs, limits, &Progress::start(ProgressMode::None))?.0)
 }
 
 /// A layer's archive that was taken in.

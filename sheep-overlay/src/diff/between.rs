@@ -15,7 +15,6 @@ use rustix::fs::{FileType, Stat};
 use super::compare::{Compare, Entry};
 use super::tree::{Found, found};
 use super::{Aspect, Depth, Kind, rename};
-use crate::doc::Overlay;
 use crate::inode::Inode;
 use crate::layer::Marks;
 use crate::paths::join;
@@ -46,13 +45,12 @@ struct Between<'a> {
 
 /// The changes of a tree from `old` to `new`, which are layers on `lowers` (bottom first), in no order, with the old stack.
 pub(super) fn changes(
-    overlay: &Overlay,
+    marks: Marks,
     lowers: &[PathBuf],
     old: &[PathBuf],
     new: &[PathBuf],
     depth: Depth,
 ) -> Result<(Vec<Found>, Stack)> {
-    let marks = Marks::of(overlay);
     let open = |layers: &[PathBuf]| Stack::open(&[lowers, layers].concat(), marks, None);
     let (before, after) = (open(old)?, open(new)?);
     let shared = lowers.len() + old.iter().zip(new).take_while(|(old, new)| old == new).count();

@@ -17,10 +17,13 @@ use crate::stack::Stack;
 const PIECE: usize = 128 << 10;
 
 /// Where an entry is, and its attributes.
-#[derive(Clone, Copy)]
-pub(super) struct Entry<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// The directory that it is in.
     pub dir: BorrowedFd<'a>,
+    /// Its name there.
     pub name: &'a CStr,
+    /// Its own attributes, not those of what it leads to.
     pub stat: &'a Stat,
 }
 
@@ -31,25 +34,34 @@ impl<'a> Entry<'a> {
 }
 
 /// What the comparing goes by, and buffers that live as long as the walk.
-pub(super) struct Compare<'a> {
-    pub stack: &'a Stack,
+pub struct Compare<'a> {
+    pub(super) stack: &'a Stack,
     /// For a copy: what it could not keep is no change.
-    pub note: Option<&'a Note>,
+    pub(super) note: Option<&'a Note>,
     /// Whether fuse-overlayfs wrote the upper.
-    pub fuse: bool,
-    pub depth: Depth,
+    pub(super) fuse: bool,
+    pub(super) depth: Depth,
     left: Vec<u8>,
     right: Vec<u8>,
 }
 
 impl<'a> Compare<'a> {
+    /// For entries of the layers of a stack.
+    pub fn of_layers(stack: &'a Stack, depth: Depth) -> Self {
+        Compare::new(stack, None, false, depth)
+    }
+
     pub(super) fn new(stack: &'a Stack, note: Option<&'a Note>, fuse: bool, depth: Depth) -> Self {
         Compare { stack, note, fuse, depth, left: Vec::new(), right: Vec::new() }
     }
 
     /// In what an entry differs from the lowers'; both are of one type, and no directories. With [`Depth::Kinds`] it
     /// ends with the first difference, the cheap ones first.
-    pub(super) fn entries(&mut self, lower: Entry<'_>, real: Entry<'_>) -> Result<Vec<Aspect>> {
+    pub fn entries(&mut self, lower: Entry<'_>, real: Entry<'_>) -> Result<Vec<Aspect>> {
+        if (lower.stat.st_dev, lower.stat.st_ino) == (real.stat.st_dev, real.stat.st_ino) {
+            // One layer in two stacks: its content need not be read to be known as its own.
+            return Ok(Vec::new());
+        }
         let kind = FileType::from_raw_mode(lower.stat.st_mode);
         let is_file = kind == FileType::RegularFile;
         let same_size = lower.stat.st_size == real.stat.st_size;
@@ -84,7 +96,7 @@ impl<'a> Compare<'a> {
 
     /// In what a directory itself differs from the lowers'; its entries do not count, and its times only with
     /// [`Depth::Exact`]. The second value is whether it has a mark that may say it is opaque.
-    pub(super) fn directories(
+    pub fn directories(
         &mut self,
         lower: Inode<'_>,
         lower_stat: &Stat,
@@ -195,7 +207,7 @@ impl<'a> Compare<'a> {
 }
 
 /// Whether two open files have the same content. `left` and `right` are scratch space.
-pub(crate) fn same_bytes(a: impl AsFd, b: impl AsFd, left: &mut Vec<u8>, right: &mut Vec<u8>) -> Result<bool> {
+pub fn same_bytes(a: impl AsFd, b: impl AsFd, left: &mut Vec<u8>, right: &mut Vec<u8>) -> Result<bool> {
     left.resize(PIECE, 0);
     right.resize(PIECE, 0);
     let mut at = 0;
