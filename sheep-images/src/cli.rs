@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::unpack::resolve::DEPTH_MAX;
+
 /// Container images: get them in, unpack them into shared layer directories.
 #[derive(Debug, Parser)]
 #[command(name = "sheep-images", version, about, propagate_version = true)]
@@ -209,11 +211,27 @@ pub struct Print {
 #[derive(Debug, Clone, Copy, Args)]
 pub struct LimitArgs {
     /// Refuse a layer with more entries than this
-    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+    #[arg(long, value_name = "N", default_value_t = Self::DEFAULT.max_entries)]
     pub max_entries: u64,
     /// Refuse a layer with more bytes of file content than this
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 40)]
+    #[arg(long, value_name = "BYTES", default_value_t = Self::DEFAULT.max_bytes)]
     pub max_bytes: u64,
+    /// Refuse a layer with an entry deeper than this: parts of its path below the layer's root, symbolic links followed
+    #[arg(long, value_name = "N", default_value_t = Self::DEFAULT.max_depth, value_parser = clap::value_parser!(u32).range(1..=i64::from(DEPTH_MAX)))]
+    pub max_depth: u32,
+}
+
+impl LimitArgs {
+    /// What holds where nothing is said.
+    const DEFAULT: LimitArgs = LimitArgs { max_entries: 10_000_000, max_bytes: 1 << 40, max_depth: DEPTH_MAX };
+    /// For what this host's own trees are made of.
+    pub const NONE: LimitArgs = LimitArgs { max_entries: u64::MAX, max_bytes: u64::MAX, max_depth: DEPTH_MAX };
+}
+
+impl Default for LimitArgs {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
 }
 
 /// The command line's definition, for man pages and completions.

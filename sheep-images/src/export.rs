@@ -3,6 +3,7 @@
 //! The same image gives the same bytes: its blobs are stored as they came, and are written in the order of their digests, with
 //! no times. Each is checked on its way; one that is damaged ends the archive before its end, which every reader sees.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::mem::ManuallyDrop;
@@ -30,20 +31,15 @@ pub fn run(store: &Store, args: &Export) -> Result<()> {
         let at = position(&index, &args.reference)?;
         let image = index.manifests.swap_remove(at);
         // All of it can be read, or nothing is written.
-        store.load(&image)?;
+        let loaded = store.load(&image)?;
+        let needed: HashSet<&Digest> = loaded.layers().map(|(layer, _)| &layer.digest).collect();
         let blobs: Vec<(Digest, File)> = store
             .uses(std::slice::from_ref(&image))?
             .blobs
             .into_iter()
-            .map(|digest| {
-                let file = File::open(store.blob(&digest));
-                (digest, file)
-            })
             // Of an image for several platforms, others may have stored only the one.
-            .filter(|(_, file)| !file.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound))
-            .map(|(digest, file)| {
-                Ok((digest.clone(), file.with_context(|| store.blob(&digest).display().to_string())?))
-            })
+            .filter(|digest| needed.contains(digest) || store.blob(digest).exists())
+            .map(|digest| Ok((digest.clone(), store.open_blob(&digest)?)))
             .collect::<Result<_>>()?;
         let mut alone = Index::empty();
         alone.manifests = vec![image];

@@ -1,8 +1,8 @@
 //! `import`: an image from what other tools wrote: the archive of a root file system, an OCI layout (a directory or an
 //! archive of one), or what `docker save` made. Which of these it is tells the content.
 
-mod files;
-mod image;
+pub mod files;
+pub mod image;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
@@ -35,7 +35,8 @@ pub fn run(store: &Store, args: &Import) -> Result<()> {
         };
         let taken = match open(args).with_context(|| shown.to_string())? {
             Source::Layout(dir) => {
-                image::take_in(store, &name, &Files::Directory(dir), &wanted, args.limits, Stage::new(store)?)
+                let files = Files::Directory(File::open(dir)?);
+                image::take_in(store, &name, &files, &wanted, args.limits, Stage::new(store)?)
             }
             Source::File(file) => from_file(store, &name, file, args, &wanted),
         };
@@ -105,7 +106,7 @@ fn from_file(
         }
         Kind::Image => {
             let stage = Stage::new(store)?;
-            let files = Files::archive(files::seekable(source, codec, || stage.spool())?)?;
+            let files = Files::archive(files::seekable(source, codec, args.limits, || stage.spool())?)?;
             image::take_in(store, name, &files, wanted, args.limits, stage)
         }
     }

@@ -15,6 +15,7 @@ pub mod ls;
 pub mod oci;
 pub mod parallel;
 pub mod reference;
+pub mod regular;
 pub mod rm;
 pub mod scratch;
 pub mod store;

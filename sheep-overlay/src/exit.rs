@@ -100,12 +100,19 @@ pub fn print_line(program: &str, error: &anyhow::Error) {
     warn(program, &format!("{error:#}"));
 }
 
+/// Characters of a message that are printed. What it quotes of a hostile document may have megabytes.
+const MESSAGE_MAX: usize = 16_384;
+
 /// Prints `PROGRAM: MESSAGE` as one line of stderr, control characters escaped. A closed stderr is no error.
 pub fn warn(program: &str, message: &str) {
     let mut line = String::with_capacity(program.len() + message.len() + 3);
     line.push_str(program);
     line.push_str(": ");
-    for c in message.chars() {
+    for (at, c) in message.chars().enumerate() {
+        if at == MESSAGE_MAX {
+            line.push('…');
+            break;
+        }
         if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line.push('\n');

@@ -1,6 +1,7 @@
 //! An image that other tools made: which of those that are there, what belongs to it, and its way into the store.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -9,7 +10,7 @@ use sheep_overlay::exit;
 use super::files::Files;
 use crate::cli::LimitArgs;
 use crate::doc::Platform;
-use crate::oci::{self, Config, Descriptor, Digest, Index, Manifest, ManifestOrIndex};
+use crate::oci::{self, Config, Descriptor, Digest, Index, LAYERS_MAX, Manifest, ManifestOrIndex};
 use crate::parallel;
 use crate::reference::Name;
 use crate::scratch::Scratch;
@@ -82,8 +83,9 @@ pub fn take_in(
             distinct.len() - 1
         });
     }
+    let known = OnceLock::new();
     let mut taken = parallel::each(&distinct, |number, layer| {
-        one_layer(store, files, layer, number, &stage, limits).with_context(|| format!("layer {}", layer.name))
+        one_layer(store, files, layer, number, &stage, limits, &known).with_context(|| format!("layer {}", layer.name))
     })?;
     let mut left_out = LeftOut::default();
     taken.iter().for_each(|taken| left_out += taken.left_out);
@@ -139,13 +141,20 @@ fn one_layer(
     number: usize,
     stage: &Stage,
     limits: LimitArgs,
+    known: &OnceLock<HashSet<(Digest, Digest)>>,
 ) -> Result<Taken> {
     let source = files.open(&layer.name)?.context("it is missing")?;
     if let Some(descriptor) = &layer.descriptor {
         if source.size() != descriptor.size {
             bail!("it has {} bytes, and the image says {}", source.size(), descriptor.size);
         }
-        if store.layer_dir(&layer.diff_id).is_dir() && store.blob(&descriptor.digest).is_file() {
+        // That the two belong together an image that is here must say: this one may lie.
+        if store.layer_dir(&layer.diff_id).is_dir()
+            && store.blob(&descriptor.digest).is_file()
+            && known
+                .get_or_init(|| store.known_layers().unwrap_or_default())
+                .contains(&(descriptor.digest.clone(), layer.diff_id.clone()))
+        {
             let Descriptor { digest, size, media_type, .. } = descriptor.clone();
             return Ok(Taken { digest, size, media_type, new: None, left_out: LeftOut::default() });
         }
@@ -294,6 +303,9 @@ fn from_docker(files: &Files, manifest: &[u8], wanted: &Wanted<'_>) -> Result<Pl
     let stem = chosen.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
     if stem.len() == 64 && stem != digest.hex() {
         bail!("{}: its content is not what its name says", chosen.config);
+    }
+    if chosen.layers.len() > LAYERS_MAX {
+        bail!("manifest.json: {} layers; more than {LAYERS_MAX} are refused", chosen.layers.len());
     }
     let diff_ids = diff_ids(&config, chosen.layers.len())?;
     let layer = |(name, diff_id): (&String, Digest)| Planned { name: name.clone(), descriptor: None, diff_id };

@@ -17,7 +17,7 @@ use sheep_overlay::layer::{self, Marks};
 use sheep_overlay::stack::{Dir, Stack};
 
 use super::archive::shown;
-use super::resolve;
+use super::{opaque_root, resolve};
 
 /// What a stored layer has of such directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +50,9 @@ pub fn note(root: BorrowedFd<'_>, implied: &[Vec<u8>]) {
 pub fn fits(layer: &Path, below: &[PathBuf]) -> Result<bool> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = rustix::fs::open(layer, flags, Mode::empty()).with_context(|| layer.display().to_string())?;
+    if opaque_root::is(root.as_fd())? {
+        return Ok(below.is_empty());
+    }
     Ok(match noted(root.as_fd()) {
         Implied::Nothing => true,
         Implied::Directories => below.is_empty(),

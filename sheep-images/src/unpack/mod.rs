@@ -3,9 +3,11 @@
 pub mod acl;
 pub mod archive;
 pub mod attributes;
+pub mod directories;
 pub mod extract;
 pub mod header;
 pub mod implied;
+pub mod opaque_root;
 pub mod pax;
 pub mod resolve;
 pub mod sparse;
@@ -52,7 +54,8 @@ pub struct Unpacked {
 impl Unpacked {
     /// Makes it fit to lie on these layers (bottom first), and gives the digest that it is to be stored by.
     pub fn complete(&self, below: &[PathBuf], diff_id: &Digest, chain_id: &Digest) -> Result<Digest> {
-        let changed = implied::complete(self.scratch.fd(), &self.implied, below)?;
+        let changed = implied::complete(self.scratch.fd(), &self.implied, below)?
+            | opaque_root::complete(self.scratch.fd(), below)?;
         Ok(if changed { chain_id.clone() } else { diff_id.clone() })
     }
 }
@@ -133,9 +136,8 @@ fn paths(store: &Store, layers: &[Placed<'_>]) -> Result<Option<Vec<PathBuf>>> {
 }
 
 fn lock(store: &Store, layer: &Descriptor) -> Result<File> {
-    let path = store.blob(&layer.digest);
     let context = || format!("layer {}", layer.digest);
-    let blob = File::open(&path).with_context(|| path.display().to_string()).with_context(context)?;
+    let blob = store.open_blob(&layer.digest).with_context(context)?;
     blob.lock().with_context(context)?;
     Ok(blob)
 }

@@ -388,7 +388,7 @@ fn mutations() {
         .block(Block::new(b"dev", b'3').with(329, b"0000001\0").with(337, b"0000003\0"))
         .block(Block::new(b"fifo", b'6'))
         .end();
-    let limits = LimitArgs { max_entries: 1000, max_bytes: 1 << 20 };
+    let limits = LimitArgs { max_entries: 1000, max_bytes: 1 << 20, ..LimitArgs::default() };
     let mut state = 7u64;
     let mut random = move |below: usize| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
