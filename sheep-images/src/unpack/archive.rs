@@ -13,8 +13,8 @@ use super::sparse::{self, PaxSparse, REGIONS_MAX};
 
 /// Long names and pax headers are kept in memory; no real one is nearly as long.
 const EXTENSION_MAX: u64 = 8 << 20;
-/// Bytes of the records of all global headers together. They are looked through for each member; real ones are a remark or two.
-const GLOBAL_MAX: usize = 64 << 10;
+/// Bytes of the records of all global headers together. What they say holds for each member; real ones are a remark or two.
+const GLOBAL_MAX: usize = 8 << 10;
 /// How much of a name an error message shows.
 const SHOWN_MAX: usize = 4096;
 

@@ -38,7 +38,9 @@ impl Attributes<'_> {
     /// The extended attributes, by name, with what POSIX access control lists become. Errors where there are too many.
     pub fn xattrs(&self) -> Result<Vec<Xattr>> {
         let mut found: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
-        for (key, value) in self.global.iter().chain(self.local.iter().map(|(key, value)| (key, value))) {
+        // All of them begin so, and stand together.
+        let global = self.global.range(b"SCHILY.".to_vec()..).take_while(|(key, _)| key.starts_with(b"SCHILY."));
+        for (key, value) in global.chain(self.local.iter().map(|(key, value)| (key, value))) {
             let (name, value) = match &key[..] {
                 b"SCHILY.acl.access" => (b"system.posix_acl_access".to_vec(), acl::to_xattr(value)),
                 b"SCHILY.acl.default" => (b"system.posix_acl_default".to_vec(), acl::to_xattr(value)),
