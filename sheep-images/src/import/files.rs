@@ -18,6 +18,8 @@ use crate::unpack::archive::{self, Archive};
 
 /// So many members no image has: each is a blob, a link or a directory of a layer.
 const MOST_MEMBERS: usize = 100_000;
+/// Bytes of a name, or of the target of a link, in the archive of an image.
+const NAME_MAX: usize = 1024;
 /// Names of links that lead to links, at most.
 const LINKS: usize = 8;
 /// How much of a file is looked at to tell what it is: more than a block of zstd, which is decoded whole or not at all.
@@ -51,6 +53,12 @@ impl Files {
         while let Some(entry) = archive.next_member().context("the archive")? {
             let at = archive.content_at();
             archive.seek_past_content().context("the archive")?;
+            let longest = entry.name.len().max(entry.link.len());
+            if longest > NAME_MAX {
+                bail!(
+                    "a name of {longest} bytes: this is no archive of an image; --format rootfs takes it as one of files"
+                );
+            }
             let Ok(name) = String::from_utf8(entry.name) else { continue };
             let name = plain(&name);
             let member = match entry.kind {

@@ -48,6 +48,13 @@ struct Planned {
     diff_id: Digest,
 }
 
+impl Planned {
+    /// What tells it from other layers: its content, and the blob where one is named.
+    fn key(&self) -> (&Digest, Option<&Digest>) {
+        (&self.diff_id, self.descriptor.as_ref().map(|descriptor| &descriptor.digest))
+    }
+}
+
 /// What became of a layer.
 struct Taken {
     digest: Digest,
@@ -74,11 +81,11 @@ pub fn take_in(
             None => bail!("neither index.json (an OCI layout) nor manifest.json (docker save) is in it"),
         },
     };
-    // Each layer once, however often the image has it.
-    let mut first: HashMap<&Digest, usize> = HashMap::new();
+    // Each layer once, however often the image has it. The same content compressed in two ways is two blobs.
+    let mut first: HashMap<(&Digest, Option<&Digest>), usize> = HashMap::new();
     let mut distinct: Vec<&Planned> = Vec::new();
     for layer in &plan.layers {
-        first.entry(&layer.diff_id).or_insert_with(|| {
+        first.entry(layer.key()).or_insert_with(|| {
             distinct.push(layer);
             distinct.len() - 1
         });
@@ -93,7 +100,7 @@ pub fn take_in(
         Some(manifest) => manifest,
         None => {
             let layers = plan.layers.iter().map(|layer| {
-                let taken = &taken[first[&layer.diff_id]];
+                let taken = &taken[first[&layer.key()]];
                 Descriptor::new(&taken.media_type, taken.digest.clone(), taken.size)
             });
             let manifest = serde_json::to_vec(&Manifest {
@@ -111,7 +118,7 @@ pub fn take_in(
     let mut layers = Vec::new();
     let mut below = Vec::new();
     for (layer, chain_id) in plan.layers.iter().zip(&chain_ids) {
-        let one = &mut taken[first[&layer.diff_id]];
+        let one = &mut taken[first[&layer.key()]];
         match one.new.take() {
             Some((file, unpacked)) => {
                 blobs.push((file, one.digest.clone()));

@@ -1,6 +1,8 @@
 //! The documents of images, the files of layouts and of `docker save`, and a store that others wrote into: whatever lies there,
 //! the commands say so in one line, wait for nothing, follow nothing out, and leave the store as it was.
 
+use std::io::Write;
+
 use serde_json::{Value, json};
 use sheep_images::oci::{self, Digest};
 
@@ -370,6 +372,11 @@ fn archives_of_images() {
             "sparse",
         ),
         (
+            "a name of a kilobyte",
+            docker(&layers()).maker().long(b'L', &b"nnn/".repeat(300)).file(b"x", b"").end(),
+            "a name of 1200 bytes",
+        ),
+        (
             "a duplicate, the last is wrong",
             docker(&layers()).maker().file(b"1/layer.tar", b"x").end(),
             "layer 1/layer.tar",
@@ -388,6 +395,17 @@ fn archives_of_images() {
     let within = without.symlink(b"1/layer.tar", b"./x/../../l").hard(b"l", b"./m").file(b"./m", &layers()[1]).end();
     world.write("x.tar", within);
     world.sh("sheep-images import x x.tar && sheep-images rm x").ok();
+    assert_eq!(world.snapshot(), store);
+    // The same layer in two forms is two blobs, and both are the image's.
+    let [one, _] = layers();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&one).and_then(|()| gzip.try_finish()).expect("gzip");
+    let packed = gzip.finish().expect("gzip");
+    let config = config(&[one.clone(), one.clone()]).to_string();
+    let manifest = manifest(config.as_bytes(), &[one.clone(), packed.clone()]).to_string();
+    world.write("x.tar", layout_of(config.as_bytes(), manifest.as_bytes(), &[one, packed]).archive());
+    world.sh("sheep-images import x x.tar && test $(sheep-images export x | tar -t | grep -c sha256/.) = 4").ok();
+    world.sh("sheep-images rm x").ok();
     assert_eq!(world.snapshot(), store);
     // What is unpacked before it can be read by places is limited, too.
     let big = docker(&[vec![0; 1 << 20], layers()[1].clone()]).archive();
