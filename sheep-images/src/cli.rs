@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::unpack::resolve::DEPTH_MAX;
+
 /// Container images: get them in, unpack them into shared layer directories.
 #[derive(Debug, Parser)]
 #[command(name = "sheep-images", version, about, propagate_version = true)]
@@ -394,27 +396,35 @@ pub enum ProgressMode {
     None,
 }
 
-const MAX_ENTRIES: u64 = 10_000_000;
-const MAX_BYTES: u64 = 1 << 40;
-const MAX_RATIO: u64 = 200;
-
 /// Limits on an archive. They are far above what real images hold, and below what fills a machine unnoticed.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct LimitArgs {
     /// Refuse a layer with more entries than this
-    #[arg(long, value_name = "N", default_value_t = MAX_ENTRIES)]
+    #[arg(long, value_name = "N", default_value_t = Self::DEFAULT.max_entries)]
     pub max_entries: u64,
     /// Refuse a layer with more bytes of file content than this
-    #[arg(long, value_name = "BYTES", default_value_t = MAX_BYTES)]
+    #[arg(long, value_name = "BYTES", default_value_t = Self::DEFAULT.max_bytes)]
     pub max_bytes: u64,
+    /// Refuse a layer with an entry deeper than this: parts of its path below the layer's root, symbolic links followed
+    #[arg(long, value_name = "N", default_value_t = Self::DEFAULT.max_depth, value_parser = clap::value_parser!(u32).range(1..=i64::from(DEPTH_MAX)))]
+    pub max_depth: u32,
     /// Refuse a layer of more than 1 GiB that is more than N times as long as its compressed archive
-    #[arg(long, value_name = "N", default_value_t = MAX_RATIO)]
+    #[arg(long, value_name = "N", default_value_t = Self::DEFAULT.max_ratio)]
     pub max_ratio: u64,
+}
+
+impl LimitArgs {
+    /// What holds where nothing is said.
+    const DEFAULT: LimitArgs =
+        LimitArgs { max_entries: 10_000_000, max_bytes: 1 << 40, max_depth: DEPTH_MAX, max_ratio: 200 };
+    /// For what this host's own trees are made of.
+    pub const NONE: LimitArgs =
+        LimitArgs { max_entries: u64::MAX, max_bytes: u64::MAX, max_depth: DEPTH_MAX, max_ratio: u64::MAX };
 }
 
 impl Default for LimitArgs {
     fn default() -> Self {
-        LimitArgs { max_entries: MAX_ENTRIES, max_bytes: MAX_BYTES, max_ratio: MAX_RATIO }
+        Self::DEFAULT
     }
 }
 

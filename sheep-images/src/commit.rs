@@ -62,7 +62,7 @@ fn make(store: &Store, name: &Name, base: &LoadedImage, overlay: &Overlay, args:
     .with_context(|| format!("overlay {}", overlay.id))?;
     let scratch = Scratch::new(&store.layers())?;
     let source = File::open(stage.file("layer"))?;
-    let limits = LimitArgs { max_entries: u64::MAX, max_bytes: u64::MAX, max_ratio: u64::MAX };
+    let limits = LimitArgs::NONE;
     let Received { summary, left_out, implied } =
         unpack::receive(Stream::start(source, Intake::of_the_store(None, limits.max_ratio)), scratch.fd(), limits)?;
     unpack::tell_left_out(&format!("commit {}", args.name), left_out);

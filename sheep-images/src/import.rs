@@ -2,8 +2,8 @@
 //! directory or an archive of one), or what `docker save` made. Which of these it is tells the content.
 
 mod directory;
-mod files;
-mod image;
+pub mod files;
+pub mod image;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Read};
@@ -43,7 +43,7 @@ pub fn run(store: &Store, args: &Import) -> Result<()> {
             Source::Layout(dir) => image::take_in(
                 store,
                 &name,
-                &Files::Directory(dir),
+                &Files::Directory(File::open(dir)?),
                 &wanted,
                 args.limits,
                 &progress,
@@ -58,6 +58,10 @@ pub fn run(store: &Store, args: &Import) -> Result<()> {
     };
     let image = work().with_context(|| what.clone())?;
     let image = store.load(&image).with_context(|| what.clone())?;
+    let progress = Progress::start(args.progress.progress);
+    let left_out = unpack::ensure(store, &image, args.limits, &progress).with_context(|| what.clone())?;
+    unpack::tell_left_out(&what, left_out);
+    drop(progress);
     store.document(&image)?.print("image", args.print.print.as_deref())
 }
 
@@ -123,7 +127,7 @@ fn from_file(
         }
         Kind::Image => {
             let stage = Stage::new(store)?;
-            let files = Files::archive(files::seekable(source, codec, args.limits.max_ratio, came, || stage.spool())?)?;
+            let files = Files::archive(files::seekable(source, codec, args.limits, came, || stage.spool())?)?;
             image::take_in(store, name, &files, wanted, args.limits, progress, stage)
         }
     }

@@ -21,6 +21,7 @@ pub mod parallel;
 pub mod place;
 pub mod progress;
 pub mod reference;
+pub mod regular;
 pub mod rm;
 pub mod scratch;
 pub mod store;
@@ -45,7 +46,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Gc(_) | Verb::Verify(_) => Store::open_as_it_is(cli.root.as_deref())?,
         _ => Store::open(cli.root.as_deref())?,
     };
-    match &cli.verb {
+    let done = match &cli.verb {
         Verb::Bootstrap(args) => bootstrap::run(&store, args),
         Verb::Import(args) => import::run(&store, args),
         Verb::Commit(args) => commit::run(&store, args),
@@ -62,5 +63,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Tag(args) => tag::run(&store, args),
         Verb::Rm(args) => rm::run(&store, args),
         Verb::Settle => Ok(()),
-    }
+    };
+    store.settle_later();
+    done
 }

@@ -29,7 +29,7 @@ pub fn run(store: &Store, args: &Ls) -> Result<()> {
             continue;
         }
         rows.push([
-            image.reference.clone().unwrap_or_else(|| "<none>".to_owned()),
+            image.reference.as_deref().map_or_else(|| "<none>".to_owned(), plain),
             image.digest.hex()[..12].to_owned(),
             human_size(image.layers().map(|(layer, _)| layer.size).sum()),
             image.created().map_or_else(|| "-".to_owned(), minute),
@@ -40,6 +40,12 @@ pub fn run(store: &Store, args: &Ls) -> Result<()> {
     }
     doc::write_out(&out)?;
     damaged.map_or(Ok(()), |error| Err(anyhow!("{error:#}")))
+}
+
+/// Text that others wrote, for a terminal: control characters escaped, as they would drive it.
+fn plain(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
 }
 
 /// Columns as wide as what is in them, two blanks between.
@@ -82,7 +88,7 @@ pub fn human_size(bytes: u64) -> String {
 pub fn minute(created: &str) -> String {
     match created.parse::<jiff::Timestamp>() {
         Ok(time) => time.strftime("%Y-%m-%d %H:%M").to_string(),
-        Err(_) => created.to_owned(),
+        Err(_) => plain(created),
     }
 }
 
@@ -105,6 +111,7 @@ mod tests {
         }
         assert_eq!(minute("2026-11-24T02:03:04.5+01:00"), "2026-11-24 01:03");
         assert_eq!(minute("yesterday"), "yesterday");
+        assert_eq!(minute("\x1b[2J\u{9b}1m\n"), "\\u{1b}[2J\\u{9b}1m\\n");
         assert_eq!(table(&[["a", "b"].map(str::to_owned), ["long", ""].map(str::to_owned)]), "a     b\nlong\n");
     }
 }

@@ -27,6 +27,9 @@ pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
+/// Layers of an image: as many as the kernel stacks (`OVL_MAX_STACK`).
+pub const LAYERS_MAX: usize = 500;
+
 /// A SHA-256 digest: `sha256:` and 64 lower-case hexadecimal digits, nothing else. It becomes a file name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(String);
@@ -221,11 +224,18 @@ pub fn parse_manifest(descriptor: &Descriptor, bytes: &[u8]) -> Result<ManifestO
         "" => has("manifests"),
         other => bail!("media type {other:?} is neither a manifest nor an index"),
     };
-    Ok(if is_index {
-        ManifestOrIndex::Index(Index::deserialize(&value).context("not an index")?)
+    // From the text again: there a key that is given twice is seen, of which one reader takes the first and another the last.
+    let parsed = if is_index {
+        ManifestOrIndex::Index(serde_json::from_slice(bytes).context("not an index")?)
     } else {
-        ManifestOrIndex::Manifest(Manifest::deserialize(&value).context("not a manifest")?)
-    })
+        ManifestOrIndex::Manifest(serde_json::from_slice(bytes).context("not a manifest")?)
+    };
+    if let ManifestOrIndex::Manifest(manifest) = &parsed
+        && manifest.layers.len() > LAYERS_MAX
+    {
+        bail!("it has {} layers; more than {LAYERS_MAX} are refused", manifest.layers.len());
+    }
+    Ok(parsed)
 }
 
 /// What this tool needs of an image configuration.
@@ -326,6 +336,11 @@ mod tests {
             (MANIFEST, format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[]}}"#)),
             (INDEX, manifest.clone()),
             ("text/plain", manifest.clone()),
+            (MANIFEST, manifest.replace("\"layers\":[]", "\"layers\":[],\"layers\":[]")),
+            (
+                MANIFEST,
+                format!(r#"{{"schemaVersion":2,"config":{blob},"layers":[{}]}}"#, vec![&blob[..]; 501].join(",")),
+            ),
             (MANIFEST, "[]".to_owned()),
             (MANIFEST, "{".to_owned()),
         ] {

@@ -40,9 +40,6 @@ impl Name {
         if !path.split('/').all(is_path_component) {
             return Err(wrong("it is lower-case letters and digits, parted by '.', '_', '__', '-' or '/'"));
         }
-        if path.len() == 64 && domain.is_empty() && path.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(wrong("64 hexadecimal digits are a digest"));
-        }
         if !is_tag(tag) {
             return Err(wrong("a tag is up to 128 letters, digits, '_', '.', '-', and begins with none of '.', '-'"));
         }
@@ -51,6 +48,10 @@ impl Name {
             other => other,
         };
         let official = domain == DEFAULT_DOMAIN && !path.contains('/');
+        let unsaid = path.strip_prefix(OFFICIAL).unwrap_or(path);
+        if domain == DEFAULT_DOMAIN && unsaid.len() == 64 && unsaid.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(wrong("64 hexadecimal digits are a digest"));
+        }
         let path = if official { format!("{OFFICIAL}{path}") } else { path.to_owned() };
         if domain.len() + 1 + path.len() > LONGEST_NAME {
             return Err(wrong("it is longer than 255 bytes"));
@@ -58,11 +59,15 @@ impl Name {
         Ok(Name { domain: domain.to_owned(), path, tag: tag.to_owned() })
     }
 
-    /// The name as people write it: without the default registry, with the tag.
+    /// The name as people write it: without the default registry, with the tag. Read again, it is this name.
     pub fn familiar(&self) -> String {
         let Name { domain, path, tag } = self;
-        match domain.as_str() {
-            DEFAULT_DOMAIN => format!("{}:{tag}", path.strip_prefix(OFFICIAL).unwrap_or(path)),
+        // `library/library/x` has one part too many to be left unsaid, and `docker.io/a.b/c` without its registry would be of
+        // another.
+        let alone = path.strip_prefix(OFFICIAL).filter(|rest| !rest.contains('/'));
+        match alone {
+            Some(rest) if domain == DEFAULT_DOMAIN => format!("{rest}:{tag}"),
+            _ if domain == DEFAULT_DOMAIN && split_domain(path).0.is_empty() => format!("{path}:{tag}"),
             _ => format!("{domain}/{path}:{tag}"),
         }
     }
@@ -178,10 +183,13 @@ mod tests {
             ("f/a__b.c-d--e", "f/a__b.c-d--e:latest"),
             ("my.host/x", "my.host/x:latest"),
             ("abc123", "abc123:latest"),
+            ("docker.io/library/library/x", "library/library/x:latest"),
+            ("docker.io/localhost/x", "docker.io/localhost/x:latest"),
+            ("docker.io/a.b/x", "docker.io/a.b/x:latest"),
         ] {
             assert_eq!(Name::parse(text).unwrap().familiar(), familiar, "{text}");
             let again = Name::parse(familiar).unwrap();
-            assert_eq!(again.familiar(), familiar);
+            assert_eq!((again.familiar().as_str(), &again), (familiar, &Name::parse(text).unwrap()));
         }
     }
 
@@ -190,9 +198,11 @@ mod tests {
         let long = "a".repeat(256);
         let hex = "0".repeat(64);
         let tag = format!("a:{}", "t".repeat(129));
+        let official = format!("docker.io/library/{hex}");
         for text in [
             "", ":", "a:", ":tag", "A", "a/B", "-a", "a-", "a..b", "a___b", "a._b", "/a", "a/", "a//b", "../a",
             "a/../b", "a b", "a\n", "a:b:c", "a:.t", "a:-t", "ä", "a@b", "h.o:x/a", "-h.o/a", &long, &hex, &tag,
+            &official,
         ] {
             assert!(Name::parse(text).is_err(), "{text:?}");
         }

@@ -2,6 +2,8 @@
 
 #[path = "cli/harness.rs"]
 mod harness;
+#[path = "cli/image_maker.rs"]
+mod image_maker;
 #[path = "cli/maker.rs"]
 mod maker;
 
@@ -19,6 +21,10 @@ mod export;
 mod formats;
 #[path = "cli/hostile.rs"]
 mod hostile;
+#[path = "cli/hostile_documents.rs"]
+mod hostile_documents;
+#[path = "cli/hostile_images.rs"]
+mod hostile_images;
 #[path = "cli/images.rs"]
 mod images;
 #[path = "cli/interop.rs"]

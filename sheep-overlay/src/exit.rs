@@ -100,17 +100,28 @@ pub fn print_line(program: &str, error: &anyhow::Error) {
     warn(program, &format!("{error:#}"));
 }
 
+/// Characters of a message that are printed. What it quotes of a hostile document may have megabytes.
+const MESSAGE_MAX: usize = 16_384;
+
 /// Prints `PROGRAM: MESSAGE` as one line of stderr, control characters escaped. A closed stderr is no error.
 pub fn warn(program: &str, message: &str) {
+    // Nobody is left to tell when stderr is gone.
+    let _ = io::stderr().write_all(one_line(program, message).as_bytes());
+}
+
+fn one_line(program: &str, message: &str) -> String {
     let mut line = String::with_capacity(program.len() + message.len() + 3);
     line.push_str(program);
     line.push_str(": ");
-    for c in message.chars() {
+    for (at, c) in message.chars().enumerate() {
+        if at == MESSAGE_MAX {
+            line.push('…');
+            break;
+        }
         if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line.push('\n');
-    // Nobody is left to tell when stderr is gone.
-    let _ = io::stderr().write_all(line.as_bytes());
+    line
 }
 
 /// What came of several things, each of which is done whatever becomes of the others. The first error is the result, so that it
@@ -158,5 +169,13 @@ mod tests {
         assert_eq!(kind(&error), Some(Kind::Busy));
         assert_eq!(format!("{error:#}"), "mount /a/b: upper is in use by 3f2a");
         assert_eq!(kind(&anyhow::anyhow!("plain")), None);
+    }
+
+    #[test]
+    fn a_message_is_one_line_with_an_end() {
+        assert_eq!(one_line("p", "a\n\x1b[2J\u{9b}ä"), "p: a\\n\\u{1b}[2J\\u{9b}ä\n");
+        let long = one_line("p", &"ä".repeat(1 << 20));
+        assert_eq!((long.chars().count(), long.lines().count()), (MESSAGE_MAX + 5, 1));
+        assert!(long.ends_with("…\n"));
     }
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crash;
+mod foreign;
 mod harness;
 mod lifecycle;
 mod original;

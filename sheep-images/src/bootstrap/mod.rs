@@ -176,9 +176,6 @@ const OPTIONAL: &[&str] = &[
     "zcat",
 ];
 
-/// The archive is our own; limits are for others'.
-const NO_LIMITS: LimitArgs = LimitArgs { max_entries: u64::MAX, max_bytes: u64::MAX, max_ratio: u64::MAX };
-
 /// Runs the verb.
 pub fn run(store: &Store, args: &Bootstrap) -> Result<()> {
     let what = format!("bootstrap {}", args.name);
@@ -194,7 +191,7 @@ fn make(store: &Store, args: &Bootstrap, what: &str) -> Result<Descriptor> {
     let receive = |stage: &_, unpacked: &_| {
         let (reader, writer) = std::io::pipe().context("pipe")?;
         let packing = thread::spawn(move || archive::write(&tree, writer));
-        let received = import::receive(reader, stage, unpacked, NO_LIMITS, Arc::default());
+        let received = import::receive(reader, stage, unpacked, LimitArgs::NONE, Arc::default());
         let packed = packing.join().map_err(|_| anyhow!("packing panicked"))?;
         match packed {
             // The archive was not taken; the reason is with who did not take it.

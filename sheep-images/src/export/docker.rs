@@ -43,14 +43,10 @@ pub fn archive(store: &Store, wanted: &[Wanted], out: &mut dyn Write) -> Result<
     let mut layers: Vec<Layer<'_>> = Vec::new();
     for Wanted { image, .. } in wanted {
         let config = image.config_digest();
-        let open = |digest: &Digest| {
-            let path = store.blob(digest);
-            File::open(&path).with_context(|| path.display().to_string())
-        };
-        configs.insert(config, open(config)?);
+        configs.insert(config, store.open_blob(config)?);
         for (descriptor, diff_id) in image.layers() {
             if !layers.iter().any(|other| other.diff_id == diff_id) {
-                layers.push(Layer { descriptor, diff_id, blob: open(&descriptor.digest)? });
+                layers.push(Layer { descriptor, diff_id, blob: store.open_blob(&descriptor.digest)? });
             }
         }
         let one = Saved {

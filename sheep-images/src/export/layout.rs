@@ -15,6 +15,7 @@ use super::members::{Checked, Members};
 use crate::interrupt;
 use crate::oci::{Descriptor, Digest, Index};
 use crate::place::NewDirectory;
+use crate::regular;
 use crate::scratch::Scratch;
 use crate::store::{Store, familiar};
 
@@ -127,11 +128,11 @@ fn blobs(store: &Store, wanted: &[Wanted]) -> Result<BTreeMap<Digest, File>> {
     let mut files = BTreeMap::new();
     for digest in store.uses(&descriptors)?.blobs {
         let path = store.blob(&digest);
-        match File::open(&path) {
-            Ok(file) => drop(files.insert(digest, file)),
+        match regular::open(None, &path).with_context(|| path.display().to_string())? {
+            Some(file) => drop(files.insert(digest, file)),
             // Of an image for several platforms, others may have stored only the one.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !is_needed(wanted, &digest) => {}
-            Err(e) => return Err(e).with_context(|| path.display().to_string()),
+            None if !is_needed(wanted, &digest) => {}
+            None => bail!("{} is missing; import or fetch the image again", path.display()),
         }
     }
     Ok(files)

@@ -7,18 +7,22 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context, Result, bail};
-use tar::EntryType;
 
+use crate::cli::LimitArgs;
 use crate::codec::{self, Codec};
+use crate::regular;
 use crate::stream::{Counted, Expanding};
+use crate::unpack::archive::{self, Archive};
 
 /// So many members no image has: each is a blob, a link or a directory of a layer.
 const MOST_MEMBERS: usize = 100_000;
+/// Bytes of a name, or of the target of a link, in the archive of an image.
+const NAME_MAX: usize = 1024;
 /// Names of links that lead to links, at most.
 const LINKS: usize = 8;
 /// How much of a file is looked at to tell what it is: more than a block of zstd, which is decoded whole or not at all.
@@ -28,8 +32,8 @@ const READ_AHEAD: usize = 256 << 10;
 /// Where an image's files are.
 #[derive(Debug)]
 pub enum Files {
-    /// In a directory.
-    Directory(PathBuf),
+    /// In a directory. Whoever filled it may be another than the one who names it.
+    Directory(File),
     /// In an archive.
     Archive(File, HashMap<String, Member>),
 }
@@ -49,26 +53,32 @@ impl Files {
         let mut members = HashMap::new();
         let mut reader = BufReader::new(&file);
         reader.rewind()?;
-        let mut archive = tar::Archive::new(reader);
-        for entry in archive.entries_with_seek().context("the archive")? {
-            let entry = entry.context("the archive is damaged or cut short")?;
-            let Ok(name) = String::from_utf8(entry.path_bytes().into_owned()) else { continue };
+        let mut archive = Archive::new(reader);
+        while let Some(entry) = archive.next_member().context("the archive")? {
+            let at = archive.content_at();
+            archive.seek_past_content().context("the archive")?;
+            let longest = entry.name.len().max(entry.link.len());
+            if longest > NAME_MAX {
+                bail!(
+                    "a name of {longest} bytes: this is no archive of an image; --format rootfs takes it as one of files"
+                );
+            }
+            let Ok(name) = String::from_utf8(entry.name) else { continue };
             let name = plain(&name);
-            let member = match entry.header().entry_type() {
-                EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                    Member::File(entry.raw_file_position(), entry.size())
+            let member = match entry.kind {
+                archive::Kind::File => {
+                    if entry.regions.iter().map(|(_, length)| length).sum::<u64>() != entry.size {
+                        bail!("{name}: a sparse file in the archive of an image; pack it without --sparse");
+                    }
+                    Member::File(at, entry.size)
                 }
-                EntryType::Link | EntryType::Symlink => {
-                    let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-                    let Ok(target) = String::from_utf8(target) else { continue };
-                    let is_hard = entry.header().entry_type() == EntryType::Link;
+                archive::Kind::HardLink | archive::Kind::Symlink => {
+                    let Ok(target) = String::from_utf8(entry.link) else { continue };
+                    let is_hard = entry.kind == archive::Kind::HardLink;
                     Member::Link(if is_hard { plain(&target) } else { beside(&name, &target) })
                 }
                 _ => continue,
             };
-            if entry.header().entry_type() == EntryType::GNUSparse {
-                bail!("{name}: a sparse file in the archive of an image; pack it without --sparse");
-            }
             members.insert(name, member);
             if members.len() > MOST_MEMBERS {
                 bail!(
@@ -82,20 +92,20 @@ impl Files {
     /// Opens a file; `None` where there is none of that name.
     pub fn open(&self, name: &str) -> Result<Option<Part>> {
         match self {
-            Files::Directory(dir) => match File::open(dir.join(name)) {
-                Ok(file) => {
-                    let size = file.metadata()?.len();
-                    Ok(Some(Part { file, at: 0, end: size }))
-                }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(e) => Err(e).with_context(|| name.to_owned()),
-            },
+            Files::Directory(dir) => {
+                let Some(file) = regular::open(Some(dir), Path::new(name)).with_context(|| name.to_owned())? else {
+                    return Ok(None);
+                };
+                let size = file.metadata()?.len();
+                Ok(Some(Part { file, at: 0, end: size }))
+            }
             Files::Archive(file, members) => {
                 let mut name = name;
                 for _ in 0..LINKS {
                     match members.get(name) {
                         Some(Member::File(at, size)) => {
-                            return Ok(Some(Part { file: file.try_clone()?, at: *at, end: at + size }));
+                            let end = at.checked_add(*size).with_context(|| format!("{name}: it ends nowhere"))?;
+                            return Ok(Some(Part { file: file.try_clone()?, at: *at, end }));
                         }
                         Some(Member::Link(target)) => name = target,
                         None => return Ok(None),
@@ -218,12 +228,12 @@ fn is_of_an_image(name: &str) -> bool {
     name.starts_with("blobs/sha256") || (digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Makes an archive seekable and plain: one that is neither compressed nor a pipe is as it is.
-/// What expands to more than `max_ratio` times its size is refused.
+/// Makes an archive seekable and plain: one that is neither compressed nor a pipe is as it is. What is written to `spool` is
+/// limited as the content of a layer is; `came` counts what was read.
 pub fn seekable(
     source: Begun,
     codec: Codec,
-    max_ratio: u64,
+    limits: LimitArgs,
     came: impl FnOnce() -> Arc<AtomicU64>,
     spool: impl FnOnce() -> Result<File>,
 ) -> Result<File> {
@@ -236,7 +246,11 @@ pub fn seekable(
     let mut spooled = spool()?;
     let came = came();
     let source = BufReader::with_capacity(READ_AHEAD, Counted { inner: source, came: Arc::clone(&came) });
-    io::copy(&mut Expanding::new(codec.decode(source)?, came, max_ratio), &mut spooled)?;
+    let plain = Expanding::new(codec.decode(source)?, came, limits.max_ratio);
+    let most = limits.max_bytes;
+    if io::copy(&mut plain.take(most.saturating_add(1)), &mut spooled)? > most {
+        bail!("the archive has more than {most} bytes (--max-bytes)");
+    }
     Ok(spooled)
 }
 

@@ -1,9 +1,9 @@
 //! An image that other tools made: which of those that are there, what belongs to it, and its way into the store.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, TryLockError};
-use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -12,10 +12,11 @@ use sheep_overlay::exit;
 use super::files::Files;
 use crate::cli::LimitArgs;
 use crate::doc::Platform;
-use crate::oci::{self, Config, Descriptor, Digest, Index, Manifest, ManifestOrIndex};
+use crate::oci::{self, Config, Descriptor, Digest, Index, LAYERS_MAX, Manifest, ManifestOrIndex};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::reference::Name;
+use crate::regular;
 use crate::scratch::Scratch;
 use crate::store::stage::Stage;
 use crate::store::{DOCUMENT_MAX, INDEX_DEPTH, Store, choose, familiar};
@@ -51,12 +52,19 @@ struct Planned {
     diff_id: Digest,
 }
 
+impl Planned {
+    /// What tells it from other layers: its content, and the blob where one is named.
+    fn key(&self) -> (&Digest, Option<&Digest>) {
+        (&self.diff_id, self.descriptor.as_ref().map(|descriptor| &descriptor.digest))
+    }
+}
+
 /// What became of a layer.
 struct Taken {
     digest: Digest,
     size: u64,
     media_type: String,
-    /// The file in the stage and the directory; none where the store had both.
+    /// The file in the stage and the directory; none where the store had the blob.
     new: Option<(String, Unpacked)>,
     /// The blob that the store had, locked: `gc` leaves it, though no image may need it yet.
     _kept: Option<File>,
@@ -80,18 +88,18 @@ pub fn take_in(
             None => bail!("neither index.json (an OCI layout) nor manifest.json (docker save) is in it"),
         },
     };
-    // Each layer once, however often the image has it.
-    let mut first: HashMap<&Digest, usize> = HashMap::new();
+    // Each layer once, however often the image has it. The same content compressed in two ways is two blobs.
+    let mut first: HashMap<(&Digest, Option<&Digest>), usize> = HashMap::new();
     let mut distinct: Vec<&Planned> = Vec::new();
     for layer in &plan.layers {
-        first.entry(&layer.diff_id).or_insert_with(|| {
+        first.entry(layer.key()).or_insert_with(|| {
             distinct.push(layer);
             distinct.len() - 1
         });
     }
+    let way = Way { store, files, stage: &stage, limits, progress, known: OnceLock::new() };
     let mut taken = parallel::each(&distinct, |number, layer| {
-        one_layer(store, files, layer, number, &stage, limits, progress)
-            .with_context(|| format!("layer {}", layer.name))
+        one_layer(&way, layer, number).with_context(|| format!("layer {}", layer.name))
     })?;
     let mut left_out = LeftOut::default();
     taken.iter().for_each(|taken| left_out += taken.left_out);
@@ -99,7 +107,7 @@ pub fn take_in(
         Some(manifest) => manifest,
         None => {
             let layers = plan.layers.iter().map(|layer| {
-                let taken = &taken[first[&layer.diff_id]];
+                let taken = &taken[first[&layer.key()]];
                 Descriptor::new(&taken.media_type, taken.digest.clone(), taken.size)
             });
             let manifest = serde_json::to_vec(&Manifest {
@@ -117,7 +125,7 @@ pub fn take_in(
     let mut layers = Vec::new();
     let mut below = Vec::new();
     for (layer, chain_id) in plan.layers.iter().zip(&chain_ids) {
-        let one = &mut taken[first[&layer.diff_id]];
+        let one = &mut taken[first[&layer.key()]];
         match one.new.take() {
             Some((file, unpacked)) => {
                 blobs.push((file, one.digest.clone()));
@@ -125,7 +133,7 @@ pub fn take_in(
                 below.push(unpacked.scratch.path().to_path_buf());
                 layers.push((unpacked.scratch, place));
             }
-            // One that the store has and that does not fit here is left to 'unpack'.
+            // One that the store has, and that does not fit here or is not unpacked, is unpacked when the image is in the store.
             None => below.extend(store.layer_path(&layer.diff_id, chain_id, &below)?),
         }
     }
@@ -139,22 +147,28 @@ pub fn take_in(
     Ok((stage.publish_image(store, name, &image, blobs, layers, reused)?, left_out))
 }
 
-/// Stores and unpacks a layer in one pass, and checks that it is what the image says.
-fn one_layer(
-    store: &Store,
-    files: &Files,
-    layer: &Planned,
-    number: usize,
-    stage: &Stage,
+/// What all layers of an image have in common on their way in.
+struct Way<'a> {
+    store: &'a Store,
+    files: &'a Files,
+    stage: &'a Stage,
     limits: LimitArgs,
-    progress: &Progress,
-) -> Result<Taken> {
+    progress: &'a Progress,
+    /// The layers that the images of the store have: blob and diffID. Looked up when the first is needed.
+    known: OnceLock<HashSet<(Digest, Digest)>>,
+}
+
+/// Stores and unpacks a layer in one pass, and checks that it is what the image says.
+fn one_layer(way: &Way<'_>, layer: &Planned, number: usize) -> Result<Taken> {
+    let Way { store, files, stage, limits, progress, .. } = *way;
     let source = files.open(&layer.name)?.context("it is missing")?;
     if let Some(descriptor) = &layer.descriptor {
         if source.size() != descriptor.size {
             bail!("it has {} bytes, and the image says {}", source.size(), descriptor.size);
         }
-        if store.layer_dir(&layer.diff_id).is_dir()
+        // That the two belong together an image that is here must say: this one may lie.
+        let pair = (descriptor.digest.clone(), layer.diff_id.clone());
+        if way.known.get_or_init(|| store.known_layers().unwrap_or_default()).contains(&pair)
             && let Some(kept) = keep(store, descriptor)?
         {
             let Descriptor { digest, size, media_type, .. } = descriptor.clone();
@@ -187,11 +201,8 @@ fn one_layer(
 fn keep(store: &Store, descriptor: &Descriptor) -> Result<Option<File>> {
     let path = store.blob(&descriptor.digest);
     let context = || path.display().to_string();
-    let blob = match File::open(&path) {
-        Ok(blob) => blob,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).with_context(context),
-    };
+    // What is no file there comes in again, and takes its place.
+    let Ok(Some(blob)) = regular::open(None, &path) else { return Ok(None) };
     // Not waited for: who unpacks has several of these locks, and so may we have.
     match blob.try_lock_shared() {
         Ok(()) => (),
@@ -332,6 +343,9 @@ fn from_docker(files: &Files, manifest: &[u8], wanted: &Wanted<'_>) -> Result<Pl
     let stem = chosen.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
     if stem.len() == 64 && stem != digest.hex() {
         bail!("{}: its content is not what its name says", chosen.config);
+    }
+    if chosen.layers.len() > LAYERS_MAX {
+        bail!("manifest.json: {} layers; more than {LAYERS_MAX} are refused", chosen.layers.len());
     }
     let diff_ids = diff_ids(&config, chosen.layers.len())?;
     let layer = |(name, diff_id): (&String, Digest)| Planned { name: name.clone(), descriptor: None, diff_id };

@@ -19,14 +19,14 @@ pub mod settle;
 pub mod stage;
 pub mod users;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sheep_overlay::doc::{DocPath, Document};
@@ -37,6 +37,7 @@ use crate::doc::{Image, Layer, Platform};
 use crate::interrupt;
 use crate::oci::{self, Config, Descriptor, Digest, Index, Manifest, ManifestOrIndex};
 use crate::reference::{Name, Reference};
+use crate::regular;
 use crate::scratch::Scratch;
 use crate::unpack::implied;
 
@@ -51,6 +52,8 @@ pub const INDEX_DEPTH: u32 = 4;
 #[derive(Debug)]
 pub struct Store {
     root: DataRoot,
+    /// A layer got its place that is not known to be on the disk.
+    unsettled: AtomicBool,
 }
 
 /// An image with everything but its layers' contents.
@@ -112,7 +115,7 @@ impl Store {
 
     /// Opens the store, made where it is not.
     pub fn open_as_it_is(data: Option<&Path>) -> Result<Self> {
-        let store = Store { root: DataRoot::open(data)? };
+        let store = Store { root: DataRoot::open(data)?, unsettled: AtomicBool::new(false) };
         let layout = store.root.images().join("oci-layout");
         match state::read_json::<Value>(&layout)? {
             Some(value) if value.get("imageLayoutVersion").and_then(Value::as_str) == Some("1.0.0") => (),
@@ -231,6 +234,13 @@ impl Store {
         }
     }
 
+    /// Opens a blob, which other tools may have put there. Errors where it is missing, or no regular file.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File> {
+        let path = self.blob(digest);
+        let opened = regular::open(None, &path).and_then(|file| file.context("it is missing"));
+        opened.with_context(|| path.display().to_string())
+    }
+
     /// Reads a small blob whole, and checks that it is what its digest says.
     pub fn read_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let path = self.blob(&descriptor.digest);
@@ -239,13 +249,16 @@ impl Store {
         }
         // One more than it has, so that its end is seen without another look.
         let mut bytes = Vec::with_capacity(usize::try_from(descriptor.size + 1)?);
-        let read = File::open(&path).and_then(|file| file.take(DOCUMENT_MAX).read_to_end(&mut bytes));
+        let read = self.open_blob(&descriptor.digest)?.take(DOCUMENT_MAX).read_to_end(&mut bytes);
         read.with_context(|| path.display().to_string())?;
         if Digest::of(&bytes) != descriptor.digest {
             bail!(
                 "{} is corrupt: its content is not what its digest says; import or fetch the image again",
                 path.display()
             );
+        }
+        if bytes.len() as u64 != descriptor.size {
+            bail!("{}: it has {} bytes, and what points to it says {}", path.display(), bytes.len(), descriptor.size);
         }
         Ok(bytes)
     }
@@ -279,7 +292,7 @@ impl Store {
                     let bytes = self.read_blob(&manifest.config)?;
                     let config_value: Value =
                         serde_json::from_slice(&bytes).with_context(|| config_place.display().to_string())?;
-                    let config = Config::deserialize(&config_value)
+                    let config = parse::<Config>(&bytes)
                         .with_context(|| format!("{}: not an image configuration", config_place.display()))?;
                     if config.rootfs.diff_ids.len() != manifest.layers.len() {
                         bail!(
@@ -296,6 +309,15 @@ impl Store {
             }
         }
         bail!("blob {}: indexes within indexes, {INDEX_DEPTH} deep", descriptor.digest)
+    }
+
+    /// Digest and diffID of each layer of the images there are, as far as these can be read.
+    pub fn known_layers(&self) -> Result<HashSet<(Digest, Digest)>> {
+        let mut known = HashSet::new();
+        for image in self.index()?.manifests.iter().filter_map(|descriptor| self.load(descriptor).ok()) {
+            known.extend(image.layers().map(|(layer, diff_id)| (layer.digest.clone(), diff_id.clone())));
+        }
+        Ok(known)
     }
 
     /// The image that a user names. Errors with not found (3).

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use sheep_overlay::{record, unsynced};
@@ -21,7 +22,9 @@ impl Store {
     /// Puts a freshly unpacked layer in its place. The caller holds the lock.
     pub(super) fn place(&self, scratch: Scratch, digest: &Digest) -> Result<()> {
         let layers = self.layers_dir()?;
-        if !unsynced::mark(layers.as_fd(), digest.hex().as_ref())? {
+        if unsynced::mark(layers.as_fd(), digest.hex().as_ref())? {
+            self.unsettled.store(true, Ordering::Relaxed);
+        } else {
             rustix::fs::syncfs(scratch.fd()).context("sync")?;
         }
         scratch.move_to(&self.layer_dir(digest))
@@ -31,9 +34,12 @@ impl Store {
         File::open(self.layers()).with_context(|| self.layers().display().to_string())
     }
 
-    /// Starts the process that waits for the disk, for layers that were put in their place. Where it cannot be started, the
-    /// marks stay until another does.
+    /// Starts the process that waits for the disk, where layers were put in their place. Where it cannot be started, the
+    /// marks stay until another does. For the program alone: it starts itself.
     pub fn settle_later(&self) {
+        if !self.unsettled.load(Ordering::Relaxed) {
+            return;
+        }
         let (Ok(program), Ok(layers)) = (std::env::current_exe(), self.layers_dir()) else { return };
         let mut command = Command::new(program);
         command.arg("settle").stdin(layers).stdout(Stdio::null()).stderr(Stdio::null());

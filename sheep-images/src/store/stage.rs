@@ -147,7 +147,6 @@ impl Stage {
                 for (unpacked, diff_id) in layers {
                     store.place(unpacked, &diff_id)?;
                 }
-                store.settle_later();
                 Ok(named)
             }
             Err(error) => {

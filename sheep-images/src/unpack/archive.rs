@@ -1,7 +1,8 @@
 //! A tar archive as a stream of members: long names, pax attributes and sparse maps are resolved here, contents are
 //! handed out as they come.
 
-use std::io::{self, BufRead, Read};
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read, Seek};
 
 use anyhow::{Context, Result, bail};
 
@@ -12,6 +13,10 @@ use super::sparse::{self, PaxSparse, REGIONS_MAX};
 
 /// Long names and pax headers are kept in memory; no real one is nearly as long.
 const EXTENSION_MAX: u64 = 8 << 20;
+/// Bytes of the records of all global headers together. What they say holds for each member; real ones are a remark or two.
+const GLOBAL_MAX: usize = 8 << 10;
+/// How much of a name an error message shows.
+const SHOWN_MAX: usize = 4096;
 
 /// What a member is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,13 +76,13 @@ pub struct Archive<R> {
     left: u64,
     padding: u64,
     /// Records of global pax headers.
-    global: Vec<(Vec<u8>, Vec<u8>)>,
+    global: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl<R: BufRead> Archive<R> {
     /// Begins to read.
     pub fn new(input: R) -> Self {
-        Archive { input, at: 0, left: 0, padding: 0, global: Vec::new() }
+        Archive { input, at: 0, left: 0, padding: 0, global: BTreeMap::new() }
     }
 
     /// The next member. After the last one, the rest of the input is read and checked, and `None` returned. Content that
@@ -119,6 +124,10 @@ impl<R: BufRead> Archive<R> {
                 b'g' => {
                     let records = self.read_pax(&header)?;
                     self.global.extend(records);
+                    let bytes: usize = self.global.iter().map(|(key, value)| key.len() + value.len()).sum();
+                    if bytes > GLOBAL_MAX {
+                        bail!("the global headers have {bytes} bytes of records; more than {GLOBAL_MAX} are refused");
+                    }
                 }
                 _ => {
                     let attributes = Attributes { global: &self.global, local: local.as_deref().unwrap_or(&[]) };
@@ -163,6 +172,11 @@ impl<R: BufRead> Archive<R> {
         self.input.consume(n);
         self.at += n as u64;
         self.left -= n as u64;
+    }
+
+    /// Where in the archive the content begins, before any of it was read.
+    pub fn content_at(&self) -> u64 {
+        self.at
     }
 
     /// The input, after the archive was read to its end.
@@ -322,6 +336,17 @@ impl<R: BufRead> Archive<R> {
     }
 }
 
+impl<R: Read + Seek> Archive<BufReader<R>> {
+    /// Passes over the member's content without reading it.
+    pub fn seek_past_content(&mut self) -> Result<()> {
+        let length = self.left.checked_add(self.padding).context("a member ends nowhere")?;
+        self.input.seek_relative(i64::try_from(length).context("a member ends nowhere")?)?;
+        self.at += length;
+        (self.left, self.padding) = (0, 0);
+        Ok(())
+    }
+}
+
 /// The member that a header and its attributes describe, its size being that of the content in the archive. `None` for
 /// what is no file.
 fn basic_member(
@@ -379,7 +404,7 @@ fn basic_member(
         uid: id(attributes.number(b"uid")?, header.uid(), "owner")?,
         gid: id(attributes.number(b"gid")?, header.gid(), "group")?,
         mtime,
-        xattrs: attributes.xattrs(),
+        xattrs: attributes.xattrs().with_context(|| format!("member {}", shown(&name)))?,
         device,
         size,
         regions: Vec::new(),
@@ -389,7 +414,8 @@ fn basic_member(
 
 /// A name for an error message.
 pub fn shown(name: &[u8]) -> String {
-    format!("'{}'", String::from_utf8_lossy(name))
+    let (start, rest) = name.split_at(name.len().min(SHOWN_MAX));
+    format!("'{}{}'", String::from_utf8_lossy(start), if rest.is_empty() { "" } else { "…" })
 }
 
 fn padding(size: u64) -> u64 {

@@ -1,16 +1,21 @@
 //! What pax records say of a member.
 
-use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
 
 use super::acl;
 use super::archive::{Xattr, shown};
 use super::pax;
 
+/// So many extended attributes no file has; the kernel lists 64 KiB of names at most, and a list that long takes its time.
+const XATTRS_MAX: usize = 1024;
+
 /// Pax records that hold for a member: its own before global ones, the last before earlier ones. An empty value takes
 /// back what the header or a global record says.
 pub struct Attributes<'a> {
     /// Of the archive so far.
-    pub global: &'a [(Vec<u8>, Vec<u8>)],
+    pub global: &'a BTreeMap<Vec<u8>, Vec<u8>>,
     /// The member's own.
     pub local: &'a [(Vec<u8>, Vec<u8>)],
 }
@@ -18,12 +23,8 @@ pub struct Attributes<'a> {
 impl Attributes<'_> {
     /// The value of a record.
     pub fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        let find = |list: &'_ [(Vec<u8>, Vec<u8>)]| list.iter().rposition(|(k, _)| k == key);
-        let value = match (find(self.local), find(self.global)) {
-            (Some(at), _) => &self.local[at].1,
-            (None, Some(at)) => &self.global[at].1,
-            (None, None) => return None,
-        };
+        let own = self.local.iter().rev().find(|(other, _)| other == key).map(|(_, value)| value);
+        let value = own.or_else(|| self.global.get(key))?;
         (!value.is_empty()).then_some(value)
     }
 
@@ -34,10 +35,12 @@ impl Attributes<'_> {
         value.map(Some).with_context(|| format!("pax record {}", shown(&[key, b"=", text].concat())))
     }
 
-    /// The extended attributes, with what POSIX access control lists become.
-    pub fn xattrs(&self) -> Vec<Xattr> {
-        let mut found: Vec<Xattr> = Vec::new();
-        for (key, value) in self.global.iter().chain(self.local) {
+    /// The extended attributes, by name, with what POSIX access control lists become. Errors where there are too many.
+    pub fn xattrs(&self) -> Result<Vec<Xattr>> {
+        let mut found: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
+        // All of them begin so, and stand together.
+        let global = self.global.range(b"SCHILY.".to_vec()..).take_while(|(key, _)| key.starts_with(b"SCHILY."));
+        for (key, value) in global.chain(self.local.iter().map(|(key, value)| (key, value))) {
             let (name, value) = match &key[..] {
                 b"SCHILY.acl.access" => (b"system.posix_acl_access".to_vec(), acl::to_xattr(value)),
                 b"SCHILY.acl.default" => (b"system.posix_acl_default".to_vec(), acl::to_xattr(value)),
@@ -46,9 +49,11 @@ impl Attributes<'_> {
                     None => continue,
                 },
             };
-            found.retain(|(other, _)| *other != name);
-            found.push((name, value));
+            found.insert(name, value);
+            if found.len() > XATTRS_MAX {
+                bail!("more than {XATTRS_MAX} extended attributes are refused");
+            }
         }
-        found
+        Ok(found.into_iter().collect())
     }
 }

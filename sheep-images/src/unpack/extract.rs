@@ -4,7 +4,7 @@
 //! close; and a chown and a chmod where making it does not give it the owner and the mode that it is to have. Directories get
 //! theirs, and their times, when everything is in them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::BufRead;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -13,11 +13,12 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 use sheep_overlay::layer;
 
-use super::archive::{Archive, Kind, Member, Xattr, shown};
+use super::archive::{Archive, Kind, Member, shown};
+use super::directories::{Attributes, Directories};
 use super::resolve;
 use crate::cli::LimitArgs;
 use crate::scratch;
@@ -63,7 +64,7 @@ pub fn extract<R: BufRead>(
         entries: 0,
         bytes: 0,
         parents: HashMap::new(),
-        directories: BTreeMap::new(),
+        directories: Directories::default(),
         late_links: Vec::new(),
         left_out: LeftOut::default(),
         uid: rustix::process::geteuid(),
@@ -71,7 +72,7 @@ pub fn extract<R: BufRead>(
         born_plain: born_plain(root, &umask)?,
     };
     // An archive need not say anything of its root.
-    extraction.directories.insert(Vec::new(), Attributes::of_implied_directory());
+    extraction.directories.insert(Vec::new(), Attributes::of_implied_directory())?;
     while let Some(member) = archive.next_member()? {
         extraction.member(archive, &member).with_context(|| format!("member {}", shown(&member.name)))?;
     }
@@ -86,9 +87,9 @@ struct Extraction<'a> {
     bytes: u64,
     /// By the path as members name it.
     parents: HashMap<Vec<u8>, Rc<Parent>>,
-    /// By the real path: parents sort before what is in them.
-    directories: BTreeMap<Vec<u8>, Attributes>,
-    late_links: Vec<Member>,
+    directories: Directories,
+    /// Name and target of hard links whose target was not there yet.
+    late_links: Vec<(Vec<u8>, Vec<u8>)>,
     left_out: LeftOut,
     uid: Uid,
     gid: Gid,
@@ -131,33 +132,6 @@ impl Drop for Umask {
     }
 }
 
-/// What is set on an entry after it was made.
-struct Attributes {
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    mtime: (i64, u32),
-    xattrs: Vec<Xattr>,
-    /// No member says so.
-    implied: bool,
-}
-
-impl Attributes {
-    fn of(member: &Member) -> Self {
-        let Member { mode, uid, gid, mtime, ref xattrs, .. } = *member;
-        Attributes { mode, uid, gid, mtime, xattrs: xattrs.clone(), implied: false }
-    }
-
-    fn of_implied_directory() -> Self {
-        Attributes { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0), xattrs: Vec::new(), implied: true }
-    }
-
-    fn times(&self) -> Timestamps {
-        let time = Timespec { tv_sec: self.mtime.0, tv_nsec: self.mtime.1.into() };
-        Timestamps { last_access: time, last_modification: time }
-    }
-}
-
 /// Where attributes go: an open file or directory, or an entry that cannot be opened.
 enum Target<'a> {
     /// Made with the mode that it is to have, but for the bits that an owner or a write may take away.
@@ -168,17 +142,13 @@ enum Target<'a> {
 
 impl Extraction<'_> {
     fn member<R: BufRead>(&mut self, archive: &mut Archive<R>, member: &Member) -> Result<()> {
-        self.entries += 1;
-        if self.entries > self.limits.max_entries {
-            bail!("the archive has more than {} entries (--max-entries)", self.limits.max_entries);
-        }
+        self.count_entry()?;
         let path = resolve::clean(&member.name)?;
         if path.is_empty() {
             if member.kind != Kind::Directory {
                 bail!("the root can only be a directory");
             }
-            self.directories.insert(path, Attributes::of(member));
-            return Ok(());
+            return self.directories.insert(path, Attributes::of(member));
         }
         let (dir, name) = resolve::split(&path);
         if name.starts_with(WHITEOUT) {
@@ -195,15 +165,21 @@ impl Extraction<'_> {
         }
         let parent = self.parent(dir)?;
         let place = joined(&parent.path, name);
+        let depth = place.iter().filter(|&&b| b == b'/').count() + 1;
+        if depth > self.limits.max_depth as usize {
+            bail!("it is {depth} deep; more than {} is refused (--max-depth)", self.limits.max_depth);
+        }
         let entry = OsStr::from_bytes(name);
         match member.kind {
             Kind::File => self.file(archive, member, &parent, entry, &place),
             Kind::Directory => self.directory(member, &parent, entry, place),
-            Kind::HardLink => match self.hard_link(member, &parent, entry, &place)? {
+            Kind::HardLink => match self.hard_link(&member.link, &parent, entry, &place)? {
                 true => Ok(()),
                 // What it links to may come later.
                 false => {
-                    self.late_links.push(member.clone());
+                    let (name, link) = (member.name.clone(), member.link.clone());
+                    self.directories.keep(size_of::<(Vec<u8>, Vec<u8>)>() + name.len() + link.len())?;
+                    self.late_links.push((name, link));
                     Ok(())
                 }
             },
@@ -218,6 +194,14 @@ impl Extraction<'_> {
         }
     }
 
+    fn count_entry(&mut self) -> Result<()> {
+        self.entries += 1;
+        if self.entries > self.limits.max_entries {
+            bail!("the archive has more than {} entries (--max-entries)", self.limits.max_entries);
+        }
+        Ok(())
+    }
+
     /// The directory in which a member goes, made where it is missing.
     fn parent(&mut self, dir: &[u8]) -> Result<Rc<Parent>> {
         if let Some(parent) = self.parents.get(dir) {
@@ -225,7 +209,9 @@ impl Extraction<'_> {
         }
         let found = resolve::open_dir(self.root, dir, true)?;
         for made in found.made {
-            self.directories.insert(made, Attributes::of_implied_directory());
+            // One name can make a thousand.
+            self.count_entry()?;
+            self.directories.insert(made, Attributes::of_implied_directory())?;
         }
         if self.parents.len() >= CACHE_MAX {
             self.parents.clear();
@@ -256,8 +242,7 @@ impl Extraction<'_> {
         scratch::delete_entry(parent.fd.as_fd(), name.as_bytes()).context("replace what has its name")?;
         // It may have been a directory, or a link on the way to one.
         self.parents.clear();
-        let below = joined(place, b"");
-        self.directories.retain(|path, _| path != place && !path.starts_with(&below));
+        self.directories.remove(place);
         Ok(())
     }
 
@@ -314,14 +299,13 @@ impl Extraction<'_> {
             }
             Err(e) => return Err(e).context("make it"),
         }
-        self.directories.insert(place, Attributes::of(member));
-        Ok(())
+        self.directories.insert(place, Attributes::of(member))
     }
 
     /// Makes a hard link; `false` where what it links to is not there.
-    fn hard_link(&mut self, member: &Member, parent: &Parent, name: &OsStr, place: &[u8]) -> Result<bool> {
-        let context = || format!("hard link to {}", shown(&member.link));
-        let target = resolve::clean(&member.link).with_context(context)?;
+    fn hard_link(&mut self, target: &[u8], parent: &Parent, name: &OsStr, place: &[u8]) -> Result<bool> {
+        let context = || format!("hard link to {}", shown(target));
+        let target = resolve::clean(target).with_context(context)?;
         if target.is_empty() {
             bail!("hard link to the root");
         }
@@ -407,22 +391,18 @@ impl Extraction<'_> {
 
     /// Links whose target came after them, then the directories, deepest first.
     fn finish(&mut self) -> Result<Vec<Vec<u8>>> {
-        for member in std::mem::take(&mut self.late_links) {
-            let context = || format!("member {}", shown(&member.name));
-            let path = resolve::clean(&member.name).with_context(context)?;
-            let (dir, name) = resolve::split(&path);
+        for (name, link) in std::mem::take(&mut self.late_links) {
+            let context = || format!("member {}", shown(&name));
+            let path = resolve::clean(&name).with_context(context)?;
+            let (dir, entry) = resolve::split(&path);
             let parent = self.parent(dir).with_context(context)?;
-            let place = joined(&parent.path, name);
-            if !self.hard_link(&member, &parent, OsStr::from_bytes(name), &place).with_context(context)? {
-                bail!(
-                    "member {}: hard link to {}, which the archive does not have",
-                    shown(&member.name),
-                    shown(&member.link)
-                );
+            let place = joined(&parent.path, entry);
+            if !self.hard_link(&link, &parent, OsStr::from_bytes(entry), &place).with_context(context)? {
+                bail!("member {}: hard link to {}, which the archive does not have", shown(&name), shown(&link));
             }
         }
         self.parents.clear();
-        let directories = std::mem::take(&mut self.directories);
+        let directories = self.directories.take();
         for (path, attributes) in directories.iter().rev() {
             let context = || format!("directory {}", shown(path));
             let fd = resolve::open_plain(self.root, path, OFlags::RDONLY).with_context(context)?;

@@ -3,6 +3,7 @@
 pub mod acl;
 pub mod archive;
 pub mod attributes;
+pub mod directories;
 pub mod extract;
 pub mod header;
 pub mod implied;
@@ -128,7 +129,6 @@ pub fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs, progress: &
         }
         below.extend(path);
     }
-    store.settle_later();
     Ok(left_out)
 }
 
@@ -150,9 +150,8 @@ fn paths(store: &Store, layers: &[Placed<'_>]) -> Result<Option<Vec<PathBuf>>> {
 }
 
 fn lock(store: &Store, layer: &Descriptor) -> Result<File> {
-    let path = store.blob(&layer.digest);
     let context = || format!("layer {}", layer.digest);
-    let blob = File::open(&path).with_context(|| path.display().to_string()).with_context(context)?;
+    let blob = store.open_blob(&layer.digest).with_context(context)?;
     blob.lock().with_context(context)?;
     Ok(blob)
 }
@@ -204,11 +203,9 @@ fn digest_of(blob: &File) -> Result<Digest> {
 /// Unpacks a layer into a directory of its own, whatever there is of it, to compare with it or to take its place. No limits: it was
 /// let in once.
 pub fn again(store: &Store, descriptor: &Descriptor, diff_id: &Digest) -> Result<Unpacked> {
-    let path = store.blob(&descriptor.digest);
-    let blob = File::open(&path).with_context(|| path.display().to_string())?;
-    let blobs = HashMap::from([(&descriptor.digest, blob)]);
+    let blobs = HashMap::from([(&descriptor.digest, store.open_blob(&descriptor.digest)?)]);
     let layer = Placed { descriptor, diff_id, chain_id: diff_id.clone() };
-    let limits = LimitArgs { max_entries: u64::MAX, max_bytes: u64::MAX, max_ratio: u64::MAX };
+    let limits = LimitArgs::NONE;
     Ok(unpack(store, &layer, &blobs, limits, &Progress::start(ProgressMode::None))?.0)
 }
 

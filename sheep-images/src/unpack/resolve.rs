@@ -1,7 +1,7 @@
 //! Directories of a layer that is being unpacked, found beneath its root whatever symbolic links are in the way.
 
 use std::ffi::OsStr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result, bail};
@@ -12,8 +12,12 @@ use super::archive::shown;
 
 /// The kernel's own limits: what is longer could not be reached by anybody.
 const PATH_MAX: usize = 4095;
-const DEPTH_MAX: usize = 1024;
 const SYMLINKS_MAX: u32 = 40;
+/// Parts of an entry's path; `--max-depth` cannot be more.
+pub const DEPTH_MAX: u32 = 1024;
+/// Parts that are gone through for one path, with those of the symbolic links on it. Forty links of two thousand parts each
+/// would cost more than all the rest of an archive, for each of its members.
+const STEPS_MAX: u32 = 4096;
 
 /// A name in an archive as a path beneath the root: no leading or doubled slashes, no `.`; the root itself is empty. A
 /// name that is absolute or climbs is refused.
@@ -42,7 +46,7 @@ pub fn clean(name: &[u8]) -> Result<Vec<u8>> {
             }
         }
     }
-    if path.len() > PATH_MAX || depth > DEPTH_MAX {
+    if path.len() > PATH_MAX || depth > DEPTH_MAX as usize {
         bail!("the name has {} bytes and {depth} parts; more than {PATH_MAX} and {DEPTH_MAX} are refused", path.len());
     }
     Ok(path)
@@ -85,67 +89,77 @@ pub fn open_plain(root: BorrowedFd<'_>, path: &[u8], access: OFlags) -> rustix::
     rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
 }
 
-/// Goes part by part. Nobody else works in this tree, so looking first and acting then is safe; and no call here follows
-/// a link by itself.
+/// Goes part by part. Nobody else works in this tree, so looking first and acting then is safe, and `..` is where we came from;
+/// and no call here follows a link by itself.
 fn walk(root: BorrowedFd<'_>, path: &[u8], make: bool) -> Result<Found> {
     // Each part with whether a link's target names it: what only a link names is not made. An archive that writes through
     // a link to nowhere is broken or hostile.
     let mut todo: Vec<(Vec<u8>, bool)> = path.split(|&b| b == b'/').rev().map(|part| (part.to_vec(), false)).collect();
+    let open = |dir: BorrowedFd<'_>, name: &OsStr, more: OFlags| {
+        rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC | more, Mode::empty())
+    };
     let mut here: Vec<u8> = Vec::new();
+    let mut fd = open_plain(root, b"", OFlags::PATH).context("the root")?;
     let mut made = Vec::new();
-    let mut links = 0;
+    let (mut links, mut steps) = (0, 0);
     while let Some((part, by_link)) = todo.pop() {
+        steps += 1;
+        if steps > STEPS_MAX {
+            bail!("its directory {} goes through too many symbolic links", shown(path));
+        }
+        let above = here.len();
         match &part[..] {
             b"" | b"." => continue,
             b".." => {
                 if here.is_empty() {
                     bail!("its directory {} leads out of the root by a symbolic link", shown(path));
                 }
-                here = split(&here).0.to_vec();
+                here.truncate(split(&here).0.len());
+                fd = open(fd.as_fd(), OsStr::new(".."), OFlags::DIRECTORY).with_context(|| shown(&here))?;
                 continue;
             }
+            _ if above > 0 => here.push(b'/'),
             _ => (),
         }
-        let next = if here.is_empty() { part.clone() } else { [&here, &b"/"[..], &part].concat() };
-        if next.len() > PATH_MAX {
+        here.extend(&part);
+        if here.len() > PATH_MAX {
             bail!("its directory {} is too long", shown(path));
         }
-        let parent = open_plain(root, &here, OFlags::PATH).with_context(|| format!("directory {}", shown(&here)))?;
         let name = OsStr::from_bytes(&part);
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
-            Ok(fd) => fd,
+        let found = match open(fd.as_fd(), name, OFlags::empty()) {
+            Ok(found) => found,
             Err(Errno::NOENT) if by_link && make => {
-                bail!("its directory {} is a symbolic link to {}, which is not there", shown(path), shown(&next))
+                bail!("its directory {} is a symbolic link to {}, which is not there", shown(path), shown(&here))
             }
             Err(Errno::NOENT) if make => {
-                rustix::fs::mkdirat(&parent, name, Mode::RWXU)
-                    .with_context(|| format!("make directory {}", shown(&next)))?;
-                made.push(next.clone());
-                here = next;
+                rustix::fs::mkdirat(&fd, name, Mode::RWXU)
+                    .with_context(|| format!("make directory {}", shown(&here)))?;
+                made.push(here.clone());
+                fd = open(fd.as_fd(), name, OFlags::DIRECTORY).with_context(|| shown(&here))?;
                 continue;
             }
-            Err(e) => return Err(e).with_context(|| format!("its directory {}", shown(&next))),
+            Err(e) => return Err(e).with_context(|| format!("its directory {}", shown(&here))),
         };
-        let stat = rustix::fs::fstat(&fd).with_context(|| shown(&next))?;
+        let stat = rustix::fs::fstat(&found).with_context(|| shown(&here))?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => here = next,
+            FileType::Directory => fd = found,
             FileType::Symlink => {
                 links += 1;
                 if links > SYMLINKS_MAX {
                     bail!("its directory {} goes through too many symbolic links", shown(path));
                 }
-                let target = rustix::fs::readlinkat(&parent, name, Vec::new()).with_context(|| shown(&next))?;
+                let target = rustix::fs::readlinkat(&fd, name, Vec::new()).with_context(|| shown(&here))?;
                 let target = target.into_bytes();
+                here.truncate(above);
                 if target.starts_with(b"/") {
                     here.clear();
+                    fd = open_plain(root, b"", OFlags::PATH).context("the root")?;
                 }
                 todo.extend(target.split(|&b| b == b'/').rev().map(|part| (part.to_vec(), true)));
             }
-            _ => bail!("its directory {} is no directory", shown(&next)),
+            _ => bail!("its directory {} is no directory", shown(&here)),
         }
     }
-    let fd = open_plain(root, &here, OFlags::PATH).with_context(|| format!("directory {}", shown(&here)))?;
     Ok(Found { fd, path: here, made })
 }
 
@@ -153,7 +167,6 @@ fn walk(root: BorrowedFd<'_>, path: &[u8], make: bool) -> Result<Found> {
 mod tests {
     use super::*;
     use std::fs::{self, File};
-    use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -202,6 +215,11 @@ mod tests {
             assert!(find(bad).is_err(), "{}", shown(bad));
         }
         assert!(!own.join("x").exists());
+        // Links that are long enough to keep the kernel busy.
+        symlink("usr/../".repeat(500), top.join("winds")).unwrap();
+        assert_eq!(find(b"winds/usr").unwrap(), (b"usr".to_vec(), 0));
+        symlink("winds/".repeat(5), top.join("winds-on")).unwrap();
+        assert!(find(b"winds-on").unwrap_err().to_string().contains("too many"));
         fs::remove_dir_all(own).unwrap();
     }
 }

@@ -9,7 +9,7 @@
 //! With `--userns` an ordinary user keeps the owners: in the user namespace in which he is root, the archives are unpacked
 //! anew beside the directory, since the store's layers all belong to him, and copied from there.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -100,8 +100,7 @@ fn unpack_beside(store: &Store, image: &LoadedImage, dir: &Path, asked: Asked) -
             DirBuilder::new().mode(0o700).create(&path)?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let root = rustix::fs::open(&path, flags, Mode::empty())?;
-            let blob = store.blob(&descriptor.digest);
-            let source = File::open(&blob).with_context(|| blob.display().to_string())?;
+            let source = store.open_blob(&descriptor.digest)?;
             let came = progress.add(descriptor.digest.as_str(), Some(descriptor.size));
             let intake = Intake { came, ..Intake::of_the_store(None, asked.limits.max_ratio) };
             let Received { summary, left_out: lost, implied } =

@@ -96,10 +96,10 @@ impl World {
         std::os::unix::fs::chown(&path, Some(self.uid), Some(self.gid)).expect("chown");
     }
 
-    /// Everything in the data directory: names, kinds, sizes, and the index itself.
+    /// Everything in the data directory: names, kinds, sizes, and the index itself; but not what says that the disk is behind.
     #[track_caller]
     pub fn snapshot(&self) -> String {
-        self.sh("find data -printf '%p %y %m %s\\n' 2>/dev/null | sort; cat data/images/index.json 2>/dev/null; true")
+        self.sh("find data ! -name '.unsynced-*' -printf '%p %y %m %s\\n' 2>/dev/null | sort; cat data/images/index.json 2>/dev/null; true")
             .ok()
     }
 

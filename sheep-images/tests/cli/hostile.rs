@@ -247,6 +247,23 @@ fn limits() {
     world.sh("sheep-images import --max-bytes 1999 x t.tar").fails(1, "--max-bytes");
     world.assert_empty();
     world.sh("sheep-images import --max-bytes 2000 --max-entries 3 x t.tar").ok();
+    world.sh("sheep-images rm x").ok();
+    world
+        .sh("sheep-images import --max-depth 1 x t.tar")
+        .fails(1, "it is 2 deep; more than 1 is refused (--max-depth)");
+    world.assert_empty();
+    world.sh("sheep-images import --max-depth 2 x t.tar && sheep-images rm x").ok();
+    for bad in ["0", "1025", "-1", "x"] {
+        assert_eq!(world.sh(&format!("sheep-images import --max-depth={bad} x t.tar")).code, 2, "{bad}");
+    }
+    // It is the place that counts, wherever the name leads.
+    world.write("t.tar", tar().dir(b"a").dir(b"a/b").symlink(b"l", b"/a/b/").file(b"l/f", b"").end());
+    world.sh("sheep-images import --max-depth 2 x t.tar").fails(1, "it is 3 deep");
+    world.sh("sheep-images import --max-depth 3 x t.tar").ok();
+    // The directories that a name brings with it are entries, too: this archive is two kilobytes.
+    world.write("t.tar", tar().long(b'L', &[&b"d/".repeat(1000)[..], b"f"].concat()).file(b"f", b"").end());
+    world.sh("sheep-images import --max-entries 1000 y t.tar").fails(1, "--max-entries");
+    world.sh("sheep-images import --max-entries 1001 y t.tar && sheep-images rm y").ok();
     // A bomb: a gigabyte of nothing in a megabyte.
     world.sh("head -c 1G /dev/zero > zeros && tar -cz zeros > bomb.tgz && rm zeros").ok();
     world.sh("sheep-images import --max-bytes 1000000 bomb bomb.tgz").fails(1, "--max-bytes");
@@ -384,7 +401,7 @@ fn mutations() {
         .block(Block::new(b"dev", b'3').with(329, b"0000001\0").with(337, b"0000003\0"))
         .block(Block::new(b"fifo", b'6'))
         .end();
-    let limits = LimitArgs { max_entries: 1000, max_bytes: 1 << 20, max_ratio: 200 };
+    let limits = LimitArgs { max_entries: 1000, max_bytes: 1 << 20, ..LimitArgs::default() };
     let mut state = 7u64;
     let mut random = move |below: usize| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
