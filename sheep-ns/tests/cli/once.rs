@@ -150,7 +150,12 @@ fn signals_go_on_to_the_program() {
     }
     // The first process of a pid namespace does not get a signal that it has no handler for; Ctrl-C works all the same.
     for number in [2, 15] {
-        let mut child = start("echo ready; exec sleep 1000");
+        let sleep = format!("sleep 1000.{number}{}", std::process::id());
+        let mut child = start(&format!("echo ready; exec {sleep}"));
+        // A signal that comes while the shell becomes something else is the shell's, and lost with it.
+        let is_sleep =
+            |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"sleep"));
+        wait("sleep", || processes(&sleep).iter().any(is_sleep));
         signal(child.id(), number);
         assert_eq!(end_of(&mut child), 128 + number);
     }
