@@ -2,8 +2,8 @@
 //! directory or an archive of one), or what `docker save` made. Which of these it is tells the content.
 
 mod directory;
-mod files;
-mod image;
+pub mod files;
+pub mod image;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Read};

@@ -4,6 +4,7 @@
 //! images/oci-layout, index.json, blobs/sha256/<hex>     as skopeo, umoci and podman read and write it
 //! images/.lock                                          exclusive: to change the index, and what goes with that
 //! images/.tmp-…/                                        blobs being written, and `candidates` (see [`stage`])
+//! images/.partial/<hex>.<size>                         a blob that came whole of an image that did not (see [`partial`])
 //! images/.damaged-<hex>                                 a blob that `verify --repair` took out of the way
 //! layers/sha256/<hex of diffID>/                        an unpacked layer
 //! layers/sha256/<hex of chainID>/                       one completed for the layers below it (see unpack/implied.rs)
@@ -14,6 +15,7 @@
 //! Locks are taken in this order: a layer's blob, `images/.lock`, the data directory's `lock`. Who unpacks a layer holds that of its blob;
 //! an import that reuses a blob shares it, and `gc` leaves blobs that are locked: neither of the two waits for it.
 
+pub mod partial;
 mod reap;
 pub mod settle;
 pub mod stage;
@@ -70,6 +72,11 @@ impl LoadedImage {
     /// The layers, bottom first: where each is stored, and the digest of what is in it.
     pub fn layers(&self) -> impl Iterator<Item = (&Descriptor, &Digest)> {
         self.manifest.layers.iter().zip(&self.config.rootfs.diff_ids)
+    }
+
+    /// Its manifest and its configuration.
+    pub fn documents(&self) -> [&Descriptor; 2] {
+        [&self.descriptor, &self.manifest.config]
     }
 
     /// The configuration, whole.
