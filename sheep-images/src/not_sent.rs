@@ -116,13 +116,13 @@ mod tests {
         let layer = |size| Descriptor::new("", digest.clone(), size);
         assert!(good.names(&layer(7)) && !good.names(&layer(8)));
         assert!(NotSent::parse(text("2", &one).as_bytes()).unwrap_err().to_string().contains("version 2"));
-        let other = one.replace('7', "8");
+        let other = one.replace(":7}", ":8}");
         for bad in [
             text("1", &format!("{one},{one}")),
             text("1", &format!("{one},{other}")),
             text("\"1\"", &one),
             text("1", r#"{"digest":"sha256:../x","size":1}"#),
-            text("1", &one.replace('7', "-7")),
+            text("1", &one.replace(":7}", ":-7}")),
             r#"{"notSent":{"version":1}}"#.to_owned(),
             r#"{"notSent":{"version":1,"layers":[],"more":1}}"#.to_owned(),
             "[]".to_owned(),
