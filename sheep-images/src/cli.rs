@@ -33,6 +33,12 @@ pub enum Verb {
     Commit(Commit),
     /// Send images out: as an OCI layout, as 'docker save' does, or as a tar of the files in one
     Export(Export),
+    /// List the blobs this store has, for another one's 'send'
+    Have(Have),
+    /// Send images to another store, without what it has already
+    Send(Send),
+    /// Take in what 'send' sends, while it comes
+    Receive(Receive),
     /// Unpack an image's layers, where that is not done yet, and print its document
     Unpack(Unpack),
     /// List the images
@@ -158,6 +164,55 @@ pub struct Export {
     /// Replace the file that is there
     #[arg(long, requires = "output")]
     pub force: bool,
+}
+
+/// `have`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A line of JSON for each blob that is there and as long as it should be, and one with the version before them. What came of an image \
+that was not received whole is always in it: sheep-images have | ssh HOST sheep-images send REF --have - | sheep-images receive."
+)]
+pub struct Have {
+    /// Only what these images have [default: all]
+    #[arg(value_name = "REF")]
+    pub references: Vec<String>,
+}
+
+/// `send`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The stream is an archive of an OCI layout, for 'receive' or 'import'; without --have, or where the other store has none of the layers, \
+it is what 'export' prints, for every tool. Each blob is checked on its way, and one that is damaged ends the stream before its end."
+)]
+pub struct Send {
+    /// The images: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
+    #[arg(value_name = "REF", required = true)]
+    pub references: Vec<String>,
+    /// Leave out the layers in this list of 'sheep-images have', or - for one on stdin
+    #[arg(long, value_name = "FILE")]
+    pub have: Option<OsString>,
+}
+
+/// `receive`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "All images of the stream are there at the end, or none. Of a stream that is cut, the layers that came whole are kept: 'have' \
+lists them, so the same again moves only the rest. 'gc' deletes them after a week, 'gc --partial' at once."
+)]
+pub struct Receive {
+    /// The image's name [default: as in the stream]
+    pub name: Option<String>,
+    /// The file with the stream [default: stdin, also as -]
+    pub file: Option<OsString>,
+    /// How much is too much.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// How far it is.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
+    /// What is printed.
+    #[command(flatten)]
+    pub print: Print,
 }
 
 /// `export --format`
@@ -342,6 +397,9 @@ pub struct Gc {
     /// Only say what would be deleted
     #[arg(long)]
     pub dry_run: bool,
+    /// Delete also what came less than a week ago of images that were not received whole
+    #[arg(long)]
+    pub partial: bool,
     /// Print a JSON document a line
     #[arg(long)]
     pub json: bool,

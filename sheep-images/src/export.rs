@@ -9,7 +9,7 @@
 //! goes to a file, there is none.
 
 mod docker;
-mod layout;
+pub mod layout;
 mod members;
 mod rootfs;
 
@@ -26,7 +26,8 @@ use crate::store::{LoadedImage, Store, position};
 use crate::unpack::owner;
 
 /// An image that is to be exported, as the index has it; of one for several platforms, what is for this machine is loaded.
-struct Wanted {
+#[derive(Debug)]
+pub struct Wanted {
     descriptor: Descriptor,
     image: LoadedImage,
 }
@@ -41,24 +42,24 @@ fn export(store: &Store, args: &Export, what: &str) -> Result<()> {
     let output = args.output.as_deref();
     match args.format {
         ExportFormat::Oci => {
-            let wanted = wanted(store, args)?;
-            write(output, args.force, |out| layout::archive(store, &wanted, out))
+            let wanted = wanted(store, &args.references)?;
+            write(output, args.force, |out| layout::archive(store, &wanted, None, out))
         }
         ExportFormat::Docker => {
-            let wanted = wanted(store, args)?;
+            let wanted = wanted(store, &args.references)?;
             write(output, args.force, |out| docker::archive(store, &wanted, out))
         }
         ExportFormat::OciDir => {
             let Some(to) = output else {
                 return Err(exit::usage("--format oci-dir makes a directory: say which with --output DIR"));
             };
-            layout::directory(store, &wanted(store, args)?, to)
+            layout::directory(store, &wanted(store, &args.references)?, to)
         }
         ExportFormat::Rootfs => {
             let [_] = &args.references[..] else {
                 return Err(exit::usage("--format rootfs is of one image"));
             };
-            let [wanted] = &wanted(store, args)?[..] else { return Ok(()) };
+            let [wanted] = &wanted(store, &args.references)?[..] else { return Ok(()) };
             if let Some(to) = file(output) {
                 place::check_writable(to)?;
             }
@@ -67,17 +68,17 @@ fn export(store: &Store, args: &Export, what: &str) -> Result<()> {
     }
 }
 
-/// The images that were named, each name of one once.
-fn wanted(store: &Store, args: &Export) -> Result<Vec<Wanted>> {
+/// The images that were named, each name of one once. Errors with not found (3).
+pub fn wanted(store: &Store, references: &[String]) -> Result<Vec<Wanted>> {
     let index = store.index()?;
     let mut all: Vec<Wanted> = Vec::new();
-    for reference in &args.references {
+    for reference in references {
         let find = || -> Result<Wanted> {
             let descriptor = index.manifests[position(&index, reference)?].clone();
             let image = store.load(&descriptor)?;
             Ok(Wanted { descriptor, image })
         };
-        let found = match args.references.len() {
+        let found = match references.len() {
             1 => find(),
             _ => find().with_context(|| reference.clone()),
         }?;
@@ -93,8 +94,8 @@ fn file(output: Option<&Path>) -> Option<&Path> {
     output.filter(|path| *path != "-")
 }
 
-/// Writes an archive to a file, or to stdout where none is named.
-fn write(output: Option<&Path>, replace: bool, archive: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+/// Writes an archive to a file, or to stdout where none is named. Errors with usage (2) where that is a terminal.
+pub fn write(output: Option<&Path>, replace: bool, archive: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     match file(output) {
         Some(path) => {
             let new = NewFile::begin(path, replace)?;

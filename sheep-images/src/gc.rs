@@ -38,6 +38,7 @@ pub fn run(store: &Store, args: &Gc) -> Result<()> {
     let mut several = exit::Several::of("sheep-images");
     let mut found = Vec::new();
     several.add(unneeded(store, args.dry_run, &mut found).context("gc"));
+    several.add(partials(store, args, &mut found).context("gc"));
     let left = store.clear_up_telling(args.dry_run, |path| {
         found.push(Waste::at("leftover", path)?);
         Ok(())
@@ -122,6 +123,20 @@ fn blob(store: &Store, digest: &Digest, dry_run: bool) -> Result<Option<Waste>> 
     }
     let bytes = found.blocks() * 512;
     Ok(Some(Waste { kind: "blob", name: digest.to_string(), path, bytes }))
+}
+
+/// Deletes what waits for the rest of an image, where it does so for too long. Who is about to need one has it under another name.
+fn partials(store: &Store, args: &Gc, found: &mut Vec<Waste>) -> Result<()> {
+    for partial in store.partials()? {
+        if !(args.partial || partial.is_old || !partial.is_whole) {
+            continue;
+        }
+        found.push(Waste { name: partial.digest.to_string(), ..Waste::at("partial blob", &partial.path)? });
+        if !args.dry_run {
+            store.delete_partial(&partial.path)?;
+        }
+    }
+    Ok(())
 }
 
 fn damaged(store: &Store) -> Result<Vec<PathBuf>> {

@@ -58,10 +58,7 @@ pub fn run(store: &Store, args: &Import) -> Result<()> {
     };
     let image = work().with_context(|| what.clone())?;
     let image = store.load(&image).with_context(|| what.clone())?;
-    let progress = Progress::start(args.progress.progress);
-    let left_out = unpack::ensure(store, &image, args.limits, &progress).with_context(|| what.clone())?;
-    unpack::tell_left_out(&what, left_out);
-    drop(progress);
+    unpack::rest(store, &image, args.limits, args.progress.progress, &what)?;
     store.document(&image)?.print("image", args.print.print.as_deref())
 }
 

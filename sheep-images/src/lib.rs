@@ -11,19 +11,23 @@ pub mod doc;
 pub mod du;
 pub mod export;
 pub mod gc;
+pub mod have;
 pub mod history;
 pub mod import;
 pub mod inspect;
 pub mod interrupt;
 pub mod ls;
+pub mod not_sent;
 pub mod oci;
 pub mod parallel;
 pub mod place;
 pub mod progress;
+pub mod receive;
 pub mod reference;
 pub mod regular;
 pub mod rm;
 pub mod scratch;
+pub mod send;
 pub mod store;
 pub mod stream;
 pub mod tag;
@@ -51,6 +55,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Import(args) => import::run(&store, args),
         Verb::Commit(args) => commit::run(&store, args),
         Verb::Export(args) => export::run(&store, args),
+        Verb::Have(args) => have::run(&store, args),
+        Verb::Send(args) => send::run(&store, args),
+        Verb::Receive(args) => receive::run(&store, args),
         Verb::Unpack(args) => unpack::run(&store, args),
         Verb::Ls(args) => ls::run(&store, args),
         Verb::Inspect(args) => inspect::run(&store, args),

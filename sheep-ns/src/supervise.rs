@@ -76,16 +76,19 @@ pub fn wait(child: &Child, signals: &Signals, master: Option<OwnedFd>, unhandled
     while !ended || outward.has() {
         let flags = |wanted: bool, flag| if wanted { flag } else { PollFlags::empty() };
         let from_master = flags(!outward.ended && outward.wants(), PollFlags::IN) | flags(inward.has(), PollFlags::OUT);
-        let mut fds = vec![
-            PollFd::new(&child.pidfd, flags(!ended, PollFlags::IN)),
-            PollFd::new(&signals.fd, PollFlags::IN),
-            PollFd::new(&stdout, flags(outward.has(), PollFlags::OUT)),
-        ];
-        if let Some(master) = &master {
-            fds.push(PollFd::new(master, from_master));
-            if inward.wants() && !ended {
-                fds.push(PollFd::new(&stdin, PollFlags::IN));
-            }
+        let mut fds =
+            vec![PollFd::new(&child.pidfd, flags(!ended, PollFlags::IN)), PollFd::new(&signals.fd, PollFlags::IN)];
+        // Nothing is looked at without need: that the other side is gone, poll tells whether it was asked or not, again and again.
+        let watched = master.as_ref().filter(|_| !from_master.is_empty());
+        let at_master = watched.map(|_| fds.len());
+        fds.extend(watched.map(|master| PollFd::new(master, from_master)));
+        let at_stdin = (master.is_some() && inward.wants() && !ended).then_some(fds.len());
+        if at_stdin.is_some() {
+            fds.push(PollFd::new(&stdin, PollFlags::IN));
+        }
+        let at_stdout = outward.has().then_some(fds.len());
+        if at_stdout.is_some() {
+            fds.push(PollFd::new(&stdout, PollFlags::OUT));
         }
         // A stdin that is no terminal and at its end: the program's terminal says so at every read.
         let says_end = master.is_some() && raw.is_none() && inward.ended && !ended;
@@ -104,17 +107,17 @@ pub fn wait(child: &Child, signals: &Signals, master: Option<OwnedFd>, unhandled
         if is(1, PollFlags::IN) {
             forward(child, signals, master.as_ref().map(AsFd::as_fd), stdin.as_fd(), unhandled, &mut fatal)?;
         }
-        if is(2, PollFlags::OUT | gone) && outward.has() {
+        if at_stdout.is_some_and(|at| is(at, PollFlags::OUT | gone)) {
             outward.drain(stdout.as_fd());
         }
         if let Some(master) = &master {
-            if is(3, PollFlags::OUT) {
+            if at_master.is_some_and(|at| is(at, PollFlags::OUT)) {
                 inward.drain(master.as_fd());
             }
-            if is(3, PollFlags::IN | gone) && outward.wants() {
+            if at_master.is_some_and(|at| is(at, PollFlags::IN | gone)) && outward.wants() {
                 outward.fill(master.as_fd());
             }
-            if is(4, PollFlags::IN | gone) {
+            if at_stdin.is_some_and(|at| is(at, PollFlags::IN | gone)) {
                 inward.fill(stdin.as_fd());
                 if inward.ended && raw.is_none() {
                     inward.push_end_of_file();

@@ -1,7 +1,7 @@
-//! An OCI layout: `oci-layout`, `index.json` and the blobs, which are stored as they came. In an archive they are in the order
-//! of their digests.
+//! An OCI layout: `oci-layout`, `index.json` and the blobs, which are stored as they came. In an archive each manifest comes before
+//! what it names, and all documents before the layers, which come bottom first: who reads it once knows what each of them is.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,36 +12,57 @@ use sheep_overlay::exit;
 
 use super::Wanted;
 use super::members::{Checked, Members};
+use crate::have::Have;
 use crate::interrupt;
-use crate::oci::{Descriptor, Digest, Index};
+use crate::not_sent::{self, NotSent};
+use crate::oci::{self, Descriptor, Digest, Index, Manifest, ManifestOrIndex};
 use crate::place::NewDirectory;
 use crate::regular;
 use crate::scratch::Scratch;
-use crate::store::{Store, familiar};
+use crate::store::{INDEX_DEPTH, Store, familiar};
 
-/// Writes an archive of a layout.
-pub fn archive(store: &Store, wanted: &[Wanted], out: &mut dyn Write) -> Result<()> {
-    let blobs = blobs(store, wanted)?;
+/// Writes an archive of a layout. With `have`, layers that are in it are left out, and named in a member of the archive; where that leaves
+/// out none, the archive is the same as without.
+pub fn archive(store: &Store, wanted: &[Wanted], have: Option<&Have>, out: &mut dyn Write) -> Result<()> {
+    let Blobs { documents, layers, .. } = Blobs::of(store, wanted)?;
+    let (left, layers): (Vec<_>, Vec<_>) =
+        layers.into_iter().partition(|(layer, _)| have.is_some_and(|have| have.has(layer)));
     let mut index = Index::empty();
     index.manifests = descriptors(wanted);
     let mut members = Members::new(out);
     members.document("oci-layout", &layout_file()?)?;
     members.document("index.json", &serde_json::to_vec(&index)?)?;
+    if !left.is_empty() {
+        let not_sent = NotSent::new(left.into_iter().map(|(layer, _)| layer));
+        members.document(not_sent::MEMBER, &not_sent.to_bytes()?)?;
+    }
     for dir in ["blobs/", "blobs/sha256/"] {
         members.directory(dir)?;
     }
-    for (digest, file) in blobs {
+    for (digest, file) in documents {
         let size = file.metadata()?.len();
-        let mut content = Checked::new(file);
-        members.file(&format!("blobs/sha256/{}", digest.hex()), size, &mut content)?;
-        check(store, &digest, content)?;
+        put(store, &mut members, &digest, size, file)?;
+    }
+    for (layer, file) in layers {
+        let size = file.metadata()?.len();
+        if size != layer.size {
+            let path = store.blob(&layer.digest);
+            bail!("{} is damaged: it has {size} bytes in the place of {}", path.display(), layer.size);
+        }
+        put(store, &mut members, &layer.digest, size, file)?;
     }
     members.finish()
 }
 
+fn put(store: &Store, members: &mut Members<'_>, digest: &Digest, size: u64, file: File) -> Result<()> {
+    let mut content = Checked::new(file);
+    members.file(&format!("blobs/sha256/{}", digest.hex()), size, &mut content)?;
+    check(store, digest, content)
+}
+
 /// Makes a layout at `to`, or adds the images to the one that is there. Errors with busy (4) where something else is.
 pub fn directory(store: &Store, wanted: &[Wanted], to: &Path) -> Result<()> {
-    let blobs = blobs(store, wanted)?;
+    let blobs = Blobs::of(store, wanted)?.files();
     let is_file = |name: &str| to.join(name).is_file();
     if is_file("oci-layout") && is_file("index.json") {
         // A store's index is changed under its lock, with all that goes with that.
@@ -71,7 +92,7 @@ pub fn directory(store: &Store, wanted: &[Wanted], to: &Path) -> Result<()> {
 
 /// Adds images to a layout that others read meanwhile: first the blobs, each whole, then the index. An image that has a name
 /// already loses it, as it does with skopeo.
-fn add(store: &Store, wanted: &[Wanted], blobs: BTreeMap<Digest, File>, to: &Path) -> Result<()> {
+fn add(store: &Store, wanted: &[Wanted], blobs: Vec<(Digest, File)>, to: &Path) -> Result<()> {
     let version: Value = serde_json::from_slice(&fs::read(to.join("oci-layout"))?).context("oci-layout")?;
     if version.get("imageLayoutVersion").and_then(Value::as_str) != Some("1.0.0") {
         bail!("oci-layout: this version is not known to this program");
@@ -122,20 +143,64 @@ fn add(store: &Store, wanted: &[Wanted], blobs: BTreeMap<Digest, File>, to: &Pat
     write().context("index.json")
 }
 
-/// The files of all that the images need.
-fn blobs(store: &Store, wanted: &[Wanted]) -> Result<BTreeMap<Digest, File>> {
-    let descriptors: Vec<Descriptor> = wanted.iter().map(|wanted| wanted.descriptor.clone()).collect();
-    let mut files = BTreeMap::new();
-    for digest in store.uses(&descriptors)?.blobs {
-        let path = store.blob(&digest);
-        match regular::open(None, &path).with_context(|| path.display().to_string())? {
-            Some(file) => drop(files.insert(digest, file)),
-            // Of an image for several platforms, others may have stored only the one.
-            None if !is_needed(wanted, &digest) => {}
-            None => bail!("{} is missing; import or fetch the image again", path.display()),
+/// All that the images need, in the order of an archive, each once.
+#[derive(Default)]
+struct Blobs {
+    documents: Vec<(Digest, File)>,
+    layers: Vec<(Descriptor, File)>,
+    seen: HashSet<Digest>,
+}
+
+impl Blobs {
+    fn of(store: &Store, wanted: &[Wanted]) -> Result<Self> {
+        let mut blobs = Blobs::default();
+        for one in wanted {
+            blobs.add(store, wanted, &one.descriptor, 0).with_context(|| format!("image {}", one.descriptor.digest))?;
+        }
+        Ok(blobs)
+    }
+
+    fn add(&mut self, store: &Store, wanted: &[Wanted], descriptor: &Descriptor, depth: u32) -> Result<()> {
+        // Of an image for several platforms, others may have stored only the one.
+        let is_absent = depth > 0 && !store.blob(&descriptor.digest).exists();
+        if is_absent || depth > INDEX_DEPTH || !self.seen.insert(descriptor.digest.clone()) {
+            return Ok(());
+        }
+        let bytes = store.read_blob(descriptor)?;
+        let parsed = oci::parse_manifest(descriptor, &bytes).with_context(|| descriptor.digest.to_string())?;
+        self.documents.extend(open(store, wanted, &descriptor.digest)?.map(|file| (descriptor.digest.clone(), file)));
+        match parsed {
+            ManifestOrIndex::Index(index) => {
+                index.manifests.iter().try_for_each(|inner| self.add(store, wanted, inner, depth + 1))
+            }
+            ManifestOrIndex::Manifest(Manifest { config, layers, .. }) => {
+                if self.seen.insert(config.digest.clone()) {
+                    self.documents.extend(open(store, wanted, &config.digest)?.map(|file| (config.digest, file)));
+                }
+                for layer in layers {
+                    if self.seen.insert(layer.digest.clone()) {
+                        self.layers.extend(open(store, wanted, &layer.digest)?.map(|file| (layer, file)));
+                    }
+                }
+                Ok(())
+            }
         }
     }
-    Ok(files)
+
+    /// Without what an archive needs to know of them.
+    fn files(self) -> Vec<(Digest, File)> {
+        let layers = self.layers.into_iter().map(|(layer, file)| (layer.digest, file));
+        self.documents.into_iter().chain(layers).collect()
+    }
+}
+
+/// Opens a blob; `None` where it is not there and no image of this machine's needs it.
+fn open(store: &Store, wanted: &[Wanted], digest: &Digest) -> Result<Option<File>> {
+    let path = store.blob(digest);
+    match regular::open(None, &path).with_context(|| path.display().to_string())? {
+        None if is_needed(wanted, digest) => bail!("{} is missing; import or fetch the image again", path.display()),
+        found => Ok(found),
+    }
 }
 
 /// Whether an image of this machine's platform has a blob as a layer.

@@ -36,6 +36,8 @@ pub enum Files {
     Directory(File),
     /// In an archive.
     Archive(File, HashMap<String, Member>),
+    /// Documents at hand, by name.
+    Documents(HashMap<String, Vec<u8>>),
 }
 
 /// What an archive has under a name.
@@ -113,11 +115,15 @@ impl Files {
                 }
                 bail!("{name}: links that lead to links, without an end")
             }
+            Files::Documents(_) => Ok(None),
         }
     }
 
     /// Reads a document of at most `most` bytes; `None` where there is none of that name.
     pub fn read(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>> {
+        if let Files::Documents(documents) = self {
+            return Ok(documents.get(name).cloned());
+        }
         let Some(part) = self.open(name)? else { return Ok(None) };
         if part.size() > most {
             bail!("{name}: {} bytes are too many for a document", part.size());

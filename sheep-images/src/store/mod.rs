@@ -4,6 +4,7 @@
 //! images/oci-layout, index.json, blobs/sha256/<hex>     as skopeo, umoci and podman read and write it
 //! images/.lock                                          exclusive: to change the index, and what goes with that
 //! images/.tmp-…/                                        blobs being written, and `candidates` (see [`stage`])
+//! images/.partial/<hex>.<size>                         a blob that came whole of an image that did not (see [`partial`])
 //! images/.damaged-<hex>                                 a blob that `verify --repair` took out of the way
 //! layers/sha256/<hex of diffID>/                        an unpacked layer
 //! layers/sha256/<hex of chainID>/                       one completed for the layers below it (see unpack/implied.rs)
@@ -14,6 +15,7 @@
 //! Locks are taken in this order: a layer's blob, `images/.lock`, the data directory's `lock`. Who unpacks a layer holds that of its blob;
 //! an import that reuses a blob shares it, and `gc` leaves blobs that are locked: neither of the two waits for it.
 
+pub mod partial;
 mod reap;
 pub mod settle;
 pub mod stage;
@@ -73,6 +75,11 @@ impl LoadedImage {
     /// The layers, bottom first: where each is stored, and the digest of what is in it.
     pub fn layers(&self) -> impl Iterator<Item = (&Descriptor, &Digest)> {
         self.manifest.layers.iter().zip(&self.config.rootfs.diff_ids)
+    }
+
+    /// Its manifest and its configuration.
+    pub fn documents(&self) -> [&Descriptor; 2] {
+        [&self.descriptor, &self.manifest.config]
     }
 
     /// The configuration, whole.
@@ -311,11 +318,16 @@ impl Store {
         bail!("blob {}: indexes within indexes, {INDEX_DEPTH} deep", descriptor.digest)
     }
 
-    /// Digest and diffID of each layer of the images there are, as far as these can be read.
+    /// Digest and diffID of each layer of the images there are that is unpacked where it lies in one, as far as they can be read.
     pub fn known_layers(&self) -> Result<HashSet<(Digest, Digest)>> {
         let mut known = HashSet::new();
         for image in self.index()?.manifests.iter().filter_map(|descriptor| self.load(descriptor).ok()) {
-            known.extend(image.layers().map(|(layer, diff_id)| (layer.digest.clone(), diff_id.clone())));
+            let mut below = Vec::new();
+            for ((layer, diff_id), chain_id) in image.layers().zip(image.chain_ids()) {
+                let Some(path) = self.layer_path(diff_id, &chain_id, &below)? else { break };
+                below.push(path);
+                known.insert((layer.digest.clone(), diff_id.clone()));
+            }
         }
         Ok(known)
     }

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -121,6 +121,19 @@ impl Stage {
         layers: Vec<(Scratch, Digest)>,
         reused: Vec<Digest>,
     ) -> Result<Descriptor> {
+        let named = self.publish_images(store, &[(name.clone(), image.clone())], blobs, layers, reused)?;
+        named.into_iter().next().context("an image that was put in the store")
+    }
+
+    /// The same for several images: all of them, or none.
+    pub fn publish_images(
+        self,
+        store: &Store,
+        images: &[(Name, Descriptor)],
+        blobs: Vec<(String, Digest)>,
+        layers: Vec<(Scratch, Digest)>,
+        reused: Vec<Digest>,
+    ) -> Result<Vec<Descriptor>> {
         self.set_candidates(&Candidates {
             blobs: blobs.iter().map(|(_, digest)| digest.clone()).collect(),
             layers: layers.iter().map(|(_, diff_id)| diff_id.clone()).collect(),
@@ -139,9 +152,9 @@ impl Stage {
         let _commit = interrupt::commit();
         let _lock = store.lock()?;
         if let Some(gone) = reused.iter().find(|digest| !store.blob(digest).is_file()) {
-            bail!("layer {gone} was removed meanwhile; import the image again");
+            bail!("layer {gone} was removed meanwhile; run the same again");
         }
-        let result = self.publish(store, name, image, &blobs, &damaged);
+        let result = self.publish(store, images, &blobs, &damaged);
         match result {
             Ok(named) => {
                 for (unpacked, diff_id) in layers {
@@ -160,11 +173,10 @@ impl Stage {
     fn publish(
         &self,
         store: &Store,
-        name: &Name,
-        image: &Descriptor,
+        images: &[(Name, Descriptor)],
         blobs: &[(String, Digest)],
         damaged: &[&str],
-    ) -> Result<Descriptor> {
+    ) -> Result<Vec<Descriptor>> {
         let mut index = store.index()?;
         for (file, digest) in blobs {
             let place = store.blob(digest);
@@ -180,11 +192,16 @@ impl Stage {
         }
         let dir = store.blobs();
         File::open(&dir).and_then(|dir| dir.sync_all()).with_context(|| format!("sync {}", dir.display()))?;
-        set_name(&mut index, image.clone(), name);
+        for (name, image) in images {
+            set_name(&mut index, image.clone(), name);
+        }
         store.write_index(&index)?;
-        let mut named = image.clone();
-        named.set_ref_name(Some(&name.familiar()));
-        Ok(named)
+        let named = |(name, image): &(Name, Descriptor)| {
+            let mut named = image.clone();
+            named.set_ref_name(Some(&name.familiar()));
+            named
+        };
+        Ok(images.iter().map(named).collect())
     }
 }
 
@@ -193,7 +210,11 @@ fn differs(good: &Path, place: &Path) -> bool {
     let Ok(there) = File::open(place) else { return false };
     let same = || -> io::Result<bool> {
         let good = File::open(good)?;
-        if good.metadata()?.len() != there.metadata()?.len() {
+        let (ours, theirs) = (good.metadata()?, there.metadata()?);
+        if (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()) {
+            return Ok(true);
+        }
+        if ours.len() != theirs.len() {
             return Ok(false);
         }
         let (mut good, mut there) = (BufReader::with_capacity(PIECE, good), BufReader::with_capacity(PIECE, there));

@@ -132,6 +132,14 @@ pub fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs, progress: &
     Ok(left_out)
 }
 
+/// Unpacks what is not unpacked of an image that came into the store: layers whose blobs were there. What could not be kept is said in a
+/// line that begins with `what`.
+pub fn rest(store: &Store, image: &LoadedImage, limits: LimitArgs, how: ProgressMode, what: &str) -> Result<()> {
+    let left_out = ensure(store, image, limits, &Progress::start(how)).with_context(|| what.to_owned())?;
+    tell_left_out(what, left_out);
+    Ok(())
+}
+
 /// A layer at its place in an image.
 struct Placed<'a> {
     descriptor: &'a Descriptor,

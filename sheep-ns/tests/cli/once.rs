@@ -162,6 +162,21 @@ fn signals_go_on_to_the_program() {
 }
 
 #[test]
+fn a_reader_that_is_gone_is_not_asked_for_over_and_over() {
+    let world = World::new();
+    let root = world.path("root");
+    let mut child = world.ns(&["exec", "--rootfs", &root, "--", "sleep", "1"]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+    // User and system time, in hundredths of a second (proc_pid_stat(5), fields 14 and 15).
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let took: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    assert_eq!(end_of(&mut child), 0);
+    assert!(took < 10, "{took} hundredths of a second for nothing");
+}
+
+#[test]
 fn nothing_outlives_a_killed_parent() {
     let world = World::new();
     let root = world.path("root");
