@@ -92,7 +92,7 @@ fn take_in(
     if let Some(other) = not_sent.layers().iter().find(|blob| !known.contains(&(&blob.digest, blob.size))) {
         bail!("{}: {} is a layer of no image in the stream", not_sent::MEMBER, other.digest);
     }
-    let wanted = image::distinct(&images);
+    let wanted = image::distinct(&images)?;
     let numbers = numbers(&wanted)?;
     let progress = Progress::start(args.progress.progress);
     let stage = Stage::new(store)?;

@@ -123,7 +123,7 @@ pub fn take_in(
         None => NotSent::default(),
     };
     let images = [(name.clone(), plan)];
-    let layers = distinct(&images);
+    let layers = distinct(&images)?;
     let way = Way::new(store, &stage, limits, progress)?;
     let taken = parallel::each(&layers, |number, layer| {
         let one = || match (files.open(&layer.name)?, &layer.descriptor) {
@@ -144,10 +144,22 @@ pub fn take_in(
     Ok((named.into_iter().next().context("an image that was taken in")?, left_out))
 }
 
-/// The layers of images, each once, however often they have it.
-pub fn distinct(images: &[(Name, Plan)]) -> Vec<&Planned> {
-    let mut seen = HashSet::new();
-    images.iter().flat_map(|(_, plan)| &plan.layers).filter(|layer| seen.insert(layer.key())).collect()
+/// The layers of images, each once, however often they have it. An error where they do not agree on how long it is.
+pub fn distinct(images: &[(Name, Plan)]) -> Result<Vec<&Planned>> {
+    let mut sizes: HashMap<_, Option<u64>> = HashMap::new();
+    let mut found = Vec::new();
+    for layer in images.iter().flat_map(|(_, plan)| &plan.layers) {
+        let size = layer.descriptor.as_ref().map(|descriptor| descriptor.size);
+        match sizes.insert(layer.key(), size) {
+            None => found.push(layer),
+            Some(other) if other == size => {}
+            Some(other) => {
+                let (one, other) = (size.unwrap_or_default(), other.unwrap_or_default());
+                bail!("layer {}: it is said to have {other} bytes, and also {one}", layer.name);
+            }
+        }
+    }
+    Ok(found)
 }
 
 impl Planned {
@@ -177,7 +189,7 @@ pub fn finish(
     mut taken: Vec<Taken>,
 ) -> Result<(Vec<Descriptor>, LeftOut)> {
     let first: HashMap<_, usize> =
-        distinct(images).into_iter().enumerate().map(|(at, layer)| (layer.key(), at)).collect();
+        distinct(images)?.into_iter().enumerate().map(|(at, layer)| (layer.key(), at)).collect();
     let mut left_out = LeftOut::default();
     taken.iter().for_each(|taken| left_out += taken.left_out);
     let reused = taken.iter().filter(|taken| taken.file.is_none()).map(|taken| taken.digest.clone()).collect();

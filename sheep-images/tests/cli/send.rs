@@ -427,6 +427,13 @@ fn streams_that_lie() {
         let other = config["rootfs"]["diff_ids"][2].clone();
         config["rootfs"]["diff_ids"].as_array_mut().unwrap().push(other);
     });
+    let longer = forged(&part, |manifest, config| {
+        let mut layer = manifest["layers"][1].clone();
+        layer["size"] = 1.into();
+        manifest["layers"].as_array_mut().unwrap().push(layer);
+        let same = config["rootfs"]["diff_ids"][1].clone();
+        config["rootfs"]["diff_ids"].as_array_mut().unwrap().push(same);
+    });
     let cases: Vec<(&str, Vec<u8>, i32, &str)> = vec![
         ("a layer that comes is not sent, it says", with(&part, &|m| m.insert(7, base_layer.clone())), 1, "where"),
         ("one is left out that was not named", with(&part, &|m| drop(m.remove(8))), 1, "where"),
@@ -486,6 +493,7 @@ fn streams_that_lie() {
         ("no archive", vec![b'x'; 5000], 1, "no valid header"),
         ("no image", with(&part, &|m| m[1].1 = br#"{"schemaVersion":2,"manifests":[]}"#.to_vec()), 1, "no image in it"),
         ("what is in the base is another thing", built(&swapped).end(), 1, "unpacked it is"),
+        ("one blob has two sizes", built(&longer).end(), 1, "and also 1"),
         ("one blob is two layers", built(&twice).end(), 1, "do not agree"),
     ];
     for (what, stream, code, text) in cases {
