@@ -27,6 +27,8 @@ mod interop;
 mod layers;
 #[path = "cli/progress.rs"]
 mod progress;
+#[path = "cli/registry.rs"]
+mod registry;
 #[path = "cli/space.rs"]
 mod space;
 #[path = "cli/store.rs"]

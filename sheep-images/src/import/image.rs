@@ -1,10 +1,5 @@
 //! An image that other tools made: which of those that are there, what belongs to it, and its way into the store.
 
-use std::collections::HashMap;
-use std::fs::{File, TryLockError};
-use std::io;
-use std::os::unix::fs::MetadataExt;
-
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use sheep_overlay::exit;
@@ -12,15 +7,14 @@ use sheep_overlay::exit;
 use super::files::Files;
 use crate::cli::LimitArgs;
 use crate::doc::Platform;
-use crate::oci::{self, Config, Descriptor, Digest, Index, Manifest, ManifestOrIndex};
+use crate::incoming::{self, Plan, Planned, Source, diff_ids};
+use crate::oci::{self, Descriptor, Digest, Index, ManifestOrIndex};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::reference::Name;
-use crate::scratch::Scratch;
 use crate::store::stage::Stage;
 use crate::store::{DOCUMENT_MAX, INDEX_DEPTH, Store, choose, familiar};
-use crate::stream::{Intake, Stream, Summary};
-use crate::unpack::{self, LeftOut, Received, Unpacked};
+use crate::unpack::LeftOut;
 
 /// What is asked for, where there are several images.
 #[derive(Debug)]
@@ -29,38 +23,6 @@ pub struct Wanted<'a> {
     pub reference: Option<&'a str>,
     /// What it is to run on.
     pub platform: Platform,
-}
-
-/// An image on its way in.
-#[derive(Debug)]
-struct Plan {
-    /// The manifest: as it is there, or to be made.
-    manifest: Option<(Descriptor, Vec<u8>)>,
-    config: Vec<u8>,
-    config_descriptor: Descriptor,
-    layers: Vec<Planned>,
-}
-
-/// A layer on its way in.
-#[derive(Debug)]
-struct Planned {
-    /// Its file.
-    name: String,
-    /// What the manifest says of it, where there is one.
-    descriptor: Option<Descriptor>,
-    diff_id: Digest,
-}
-
-/// What became of a layer.
-struct Taken {
-    digest: Digest,
-    size: u64,
-    media_type: String,
-    /// The file in the stage and the directory; none where the store had both.
-    new: Option<(String, Unpacked)>,
-    /// The blob that the store had, locked: `gc` leaves it, though no image may need it yet.
-    _kept: Option<File>,
-    left_out: LeftOut,
 }
 
 /// Takes an image in: all that belongs to it is checked, stored and unpacked, or nothing.
@@ -80,129 +42,11 @@ pub fn take_in(
             None => bail!("neither index.json (an OCI layout) nor manifest.json (docker save) is in it"),
         },
     };
-    // Each layer once, however often the image has it.
-    let mut first: HashMap<&Digest, usize> = HashMap::new();
-    let mut distinct: Vec<&Planned> = Vec::new();
-    for layer in &plan.layers {
-        first.entry(&layer.diff_id).or_insert_with(|| {
-            distinct.push(layer);
-            distinct.len() - 1
-        });
-    }
-    let mut taken = parallel::each(&distinct, |number, layer| {
-        one_layer(store, files, layer, number, &stage, limits, progress)
-            .with_context(|| format!("layer {}", layer.name))
-    })?;
-    let mut left_out = LeftOut::default();
-    taken.iter().for_each(|taken| left_out += taken.left_out);
-    let (image, manifest) = match plan.manifest {
-        Some(manifest) => manifest,
-        None => {
-            let layers = plan.layers.iter().map(|layer| {
-                let taken = &taken[first[&layer.diff_id]];
-                Descriptor::new(&taken.media_type, taken.digest.clone(), taken.size)
-            });
-            let manifest = serde_json::to_vec(&Manifest {
-                schema_version: 2,
-                media_type: Some(oci::MANIFEST.to_owned()),
-                config: plan.config_descriptor.clone(),
-                layers: layers.collect(),
-            })?;
-            (Descriptor::new(oci::MANIFEST, Digest::of(&manifest), manifest.len() as u64), manifest)
-        }
+    let open = |layer: &Planned| {
+        let part = files.open(&layer.name)?.context("it is missing")?;
+        Ok(Source { size: part.size(), reader: Box::new(part), partial: None })
     };
-    let chain_ids = oci::chain_ids(&plan.layers.iter().map(|layer| layer.diff_id.clone()).collect::<Vec<_>>());
-    let reused = taken.iter().filter(|taken| taken.new.is_none()).map(|taken| taken.digest.clone()).collect();
-    let mut blobs: Vec<(String, Digest)> = Vec::new();
-    let mut layers = Vec::new();
-    let mut below = Vec::new();
-    for (layer, chain_id) in plan.layers.iter().zip(&chain_ids) {
-        let one = &mut taken[first[&layer.diff_id]];
-        match one.new.take() {
-            Some((file, unpacked)) => {
-                blobs.push((file, one.digest.clone()));
-                let place = unpacked.complete(&below, &layer.diff_id, chain_id)?;
-                below.push(unpacked.scratch.path().to_path_buf());
-                layers.push((unpacked.scratch, place));
-            }
-            // One that the store has and that does not fit here is left to 'unpack'.
-            None => below.extend(store.layer_path(&layer.diff_id, chain_id, &below)?),
-        }
-    }
-    for (file, bytes, digest) in
-        [("config", &plan.config, &plan.config_descriptor.digest), ("manifest", &manifest, &image.digest)]
-    {
-        stage.write(file, bytes)?;
-        blobs.push((file.to_owned(), digest.clone()));
-    }
-    let image = Descriptor { annotations: None, platform: None, ..image };
-    Ok((stage.publish_image(store, name, &image, blobs, layers, reused)?, left_out))
-}
-
-/// Stores and unpacks a layer in one pass, and checks that it is what the image says.
-fn one_layer(
-    store: &Store,
-    files: &Files,
-    layer: &Planned,
-    number: usize,
-    stage: &Stage,
-    limits: LimitArgs,
-    progress: &Progress,
-) -> Result<Taken> {
-    let source = files.open(&layer.name)?.context("it is missing")?;
-    if let Some(descriptor) = &layer.descriptor {
-        if source.size() != descriptor.size {
-            bail!("it has {} bytes, and the image says {}", source.size(), descriptor.size);
-        }
-        if store.layer_dir(&layer.diff_id).is_dir()
-            && let Some(kept) = keep(store, descriptor)?
-        {
-            let Descriptor { digest, size, media_type, .. } = descriptor.clone();
-            return Ok(Taken { digest, size, media_type, new: None, _kept: Some(kept), left_out: LeftOut::default() });
-        }
-    }
-    let file = format!("layer{number}");
-    let scratch = Scratch::new(&store.layers())?;
-    let name = layer.descriptor.as_ref().map_or(&layer.diff_id, |descriptor| &descriptor.digest);
-    let came = progress.add(name.as_str(), Some(source.size()));
-    let intake = Intake { came, ..Intake::of_another(stage.create(&file)?, limits.max_ratio) };
-    let stream = Stream::start(source, intake);
-    let Received { summary, left_out, implied } = unpack::receive(stream, scratch.fd(), limits)?;
-    let Summary { codec, digest, size, diff_id } = summary;
-    if let Some(descriptor) = &layer.descriptor
-        && descriptor.digest != digest
-    {
-        bail!("its digest is {digest}, and the image says {}", descriptor.digest);
-    }
-    if diff_id != layer.diff_id {
-        bail!("unpacked it is {diff_id}, and the image says {}", layer.diff_id);
-    }
-    let media_type = format!("{}{}", oci::LAYER, codec.media_suffix());
-    let new = Some((file, Unpacked { scratch, implied }));
-    Ok(Taken { digest, size, media_type, new, _kept: None, left_out })
-}
-
-/// Makes sure of a blob that the store has, so that it need not come in again: it is as long as it should be, and stays. `None` where
-/// it is not there, is damaged so that it can be seen at once, or is being unpacked.
-fn keep(store: &Store, descriptor: &Descriptor) -> Result<Option<File>> {
-    let path = store.blob(&descriptor.digest);
-    let context = || path.display().to_string();
-    let blob = match File::open(&path) {
-        Ok(blob) => blob,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).with_context(context),
-    };
-    // Not waited for: who unpacks has several of these locks, and so may we have.
-    match blob.try_lock_shared() {
-        Ok(()) => (),
-        Err(TryLockError::WouldBlock) => return Ok(None),
-        Err(TryLockError::Error(e)) => return Err(e).with_context(context),
-    }
-    let inode = |found: std::fs::Metadata| (found.dev(), found.ino());
-    let found = blob.metadata().with_context(context)?;
-    let is_whole = found.is_file() && found.len() == descriptor.size;
-    let is_there = std::fs::symlink_metadata(&path).map(inode).ok() == Some(inode(found));
-    Ok((is_whole && is_there).then_some(blob))
+    incoming::take_in(store, Some(name), plan, open, parallel::workers(), limits, progress, stage)
 }
 
 fn blob_name(digest: &Digest) -> String {
@@ -250,15 +94,6 @@ fn from_layout(files: &Files, index: &[u8], wanted: &Wanted<'_>) -> Result<Plan>
         }
     }
     bail!("indexes within indexes, {INDEX_DEPTH} deep")
-}
-
-fn diff_ids(config: &[u8], layers: usize) -> Result<Vec<Digest>> {
-    let config: Config = serde_json::from_slice(config).context("the image's configuration")?;
-    let found = config.rootfs.diff_ids.len();
-    if found != layers {
-        bail!("{layers} layers, but the configuration names {found}");
-    }
-    Ok(config.rootfs.diff_ids)
 }
 
 /// Which of a layout's images is wanted.

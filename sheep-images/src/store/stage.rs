@@ -107,15 +107,15 @@ impl Stage {
         let blobs =
             [("layer", layer.digest.clone()), ("config", config_descriptor.digest), ("manifest", image.digest.clone())];
         let blobs = blobs.map(|(file, digest)| (file.to_owned(), digest));
-        self.publish_image(store, name, &image, blobs.into(), vec![(unpacked, layer.diff_id.clone())], Vec::new())
+        self.publish_image(store, Some(name), &image, blobs.into(), vec![(unpacked, layer.diff_id.clone())], Vec::new())
     }
 
     /// Puts an image in the store: its new blobs are files of the stage, its new layers are unpacked; the store must have
-    /// those `reused` still. Returns the image's descriptor, named.
+    /// those `reused` still. Without a name the image keeps those it has. Returns its descriptor, named.
     pub fn publish_image(
         self,
         store: &Store,
-        name: &Name,
+        name: Option<&Name>,
         image: &Descriptor,
         blobs: Vec<(String, Digest)>,
         layers: Vec<(Scratch, Digest)>,
@@ -161,7 +161,7 @@ impl Stage {
     fn publish(
         &self,
         store: &Store,
-        name: &Name,
+        name: Option<&Name>,
         image: &Descriptor,
         blobs: &[(String, Digest)],
         damaged: &[&str],
@@ -181,10 +181,14 @@ impl Stage {
         }
         let dir = store.blobs();
         File::open(&dir).and_then(|dir| dir.sync_all()).with_context(|| format!("sync {}", dir.display()))?;
-        set_name(&mut index, image.clone(), name);
-        store.write_index(&index)?;
         let mut named = image.clone();
-        named.set_ref_name(Some(&name.familiar()));
+        match name {
+            Some(name) => set_name(&mut index, image.clone(), name),
+            None if index.manifests.iter().any(|there| there.digest == image.digest) => {}
+            None => index.manifests.push(image.clone()),
+        }
+        store.write_index(&index)?;
+        named.set_ref_name(name.map(Name::familiar).as_deref());
         Ok(named)
     }
 }
