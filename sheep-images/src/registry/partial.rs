@@ -70,7 +70,7 @@ impl Partial {
     }
 }
 
-/// Those that nobody has, and that are older than a day.
+/// Those that nobody has, and that are older than a day or of no use.
 pub fn old(store: &Store) -> Result<Vec<PathBuf>> {
     let dir = store.data().images();
     let mut found = Vec::new();
@@ -79,12 +79,14 @@ pub fn old(store: &Store) -> Result<Vec<PathBuf>> {
         if !entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()) {
             continue;
         }
-        let modified = match entry.metadata().and_then(|found| found.modified()) {
-            Ok(modified) => modified,
+        let (modified, links) = match entry.metadata().and_then(|found| Ok((found.modified()?, found.nlink()))) {
+            Ok(found) => found,
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(e).with_context(|| entry.path().display().to_string()),
         };
-        if SystemTime::now().duration_since(modified).is_ok_and(|age| age > OLD) && !is_held(&entry.path()) {
+        let is_old = SystemTime::now().duration_since(modified).is_ok_and(|age| age > OLD);
+        // One with a second name was put in its place, and its puller killed before it could take this one away.
+        if (is_old || links > 1) && !is_held(&entry.path()) {
             found.push(entry.path());
         }
     }

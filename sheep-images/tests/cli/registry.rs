@@ -183,6 +183,48 @@ fn pulls_what_skopeo_pushed() {
 }
 
 #[test]
+fn several_platforms_and_dockers_types() {
+    let world = World::root();
+    let real = registry(&world, "");
+    fill(&world, real.port);
+    let port = real.port;
+    let repository = format!("127.0.0.1:{port}/dir/app");
+    world
+        .sh(&format!(
+            "skopeo copy -q --format v2s2 --dest-tls-verify=false oci:layout:app docker://{repository}:docker"
+        ))
+        .ok();
+    world.sh(&format!("sheep-images pull {repository}:docker --name docker && sheep-images verify && sheep-images push docker {repository}:again")).ok();
+    let of = |tag: &str| {
+        world.sh(&format!("skopeo inspect --tls-verify=false docker://{repository}:{tag} | jq -r .Digest")).ok()
+    };
+    assert_eq!(of("docker"), of("again"));
+    // An index of both, as images for two platforms.
+    world.write("put.py", "import json, sys, urllib.request as u\nat, tags = sys.argv[1], sys.argv[2:]\n\
+        types = 'application/vnd.oci.image.manifest.v1+json', 'application/vnd.docker.distribution.manifest.v2+json'\n\
+        list = []\n\
+        for tag, arch in zip(tags, ['amd64', 's390x']):\n    \
+            a = u.urlopen(u.Request(at + tag, headers={'Accept': ', '.join(types)}))\n    \
+            list.append({'mediaType': a.headers['Content-Type'], 'digest': a.headers['Docker-Content-Digest'], 'size': len(a.read()), 'platform': {'os': 'linux', 'architecture': arch}})\n\
+        type = 'application/vnd.oci.image.index.v1+json'\n\
+        body = json.dumps({'schemaVersion': 2, 'mediaType': type, 'manifests': list}).encode()\n\
+        print(u.urlopen(u.Request(at + 'both', body, {'Content-Type': type}, method='PUT')).headers['Docker-Content-Digest'])\n");
+    let index =
+        world.sh(&format!("/usr/bin/python3 put.py http://127.0.0.1:{port}/v2/dir/app/manifests/ v1 docker")).ok();
+    let host = if cfg!(target_arch = "x86_64") { "" } else { "--platform linux/amd64" };
+    for (what, tag) in [
+        (format!("{repository}:both {host}"), "v1"),
+        (format!("{repository}@{index} --platform linux/s390x"), "docker"),
+    ] {
+        assert_eq!(world.sh(&format!("sheep-images pull {what} --print digest")).ok(), of(tag), "{what}");
+        assert_eq!(world.sh(&format!("sheep-images inspect --remote {what} --print digest")).ok(), of(tag), "{what}");
+    }
+    world
+        .sh(&format!("sheep-images pull {repository}:both --platform linux/riscv64"))
+        .fails(3, "there is no image for linux/riscv64, but for linux/amd64, linux/s390x");
+}
+
+#[test]
 fn what_is_not_there_or_cannot_be_reached_is_one_line() {
     let world = World::root();
     let real = registry(&world, "");
