@@ -29,6 +29,16 @@ pub enum Verb {
     Bootstrap(Bootstrap),
     /// Get an image in: an OCI layout, what 'docker save' made, or a root file system, in an archive or a directory
     Import(Import),
+    /// Get an image from a registry, layers in parallel, each unpacked while it comes; what breaks off is gone on with
+    Pull(Pull),
+    /// Send an image to a registry, as it is: what is there already is not sent
+    Push(Push),
+    /// Note a name and a password for a registry, after trying them there
+    Login(Login),
+    /// Forget them
+    Logout(Logout),
+    /// List the tags of a repository in a registry
+    LsRemote(LsRemote),
     /// Make an image of a document's image and the changes in its overlay
     Commit(Commit),
     /// Send images out: as an OCI layout, as 'docker save' does, or as a tar of the files in one
@@ -106,6 +116,100 @@ pub struct Import {
     /// What is printed.
     #[command(flatten)]
     pub print: Print,
+}
+
+/// `pull`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What is there already costs one request. What a command that failed or was killed got of a layer is kept for a day, \
+and the next one goes on from there."
+)]
+pub struct Pull {
+    /// The image: [REGISTRY/]NAME[:TAG][@DIGEST]; without REGISTRY, docker.io
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// The image's name here [default: the one that it has there; by a digest alone, none]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Which image, of one for several platforms [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// The registry.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// How much is too much.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// How far it is.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
+    /// What is printed.
+    #[command(flatten)]
+    pub print: Print,
+}
+
+/// `push`
+#[derive(Debug, Args)]
+pub struct Push {
+    /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Where to: REGISTRY/NAME[:TAG] [default: the image's own name]
+    #[arg(value_name = "TO")]
+    pub to: Option<String>,
+    /// The registry.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// How far it is.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
+    /// What is printed.
+    #[command(flatten)]
+    pub print: Print,
+}
+
+/// `login`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "They are noted in podman's file: $REGISTRY_AUTH_FILE, else $XDG_RUNTIME_DIR/containers/auth.json, else (root) \
+/run/containers/0/auth.json. Looked up they are there, in ~/.config/containers/auth.json and in docker's config.json, with the credential helpers \
+that these name."
+)]
+pub struct Login {
+    /// The registry: HOST[:PORT]
+    #[arg(value_name = "REGISTRY")]
+    pub server: String,
+    /// The user's name [default: asked for]
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Read the password from stdin [default: asked for, on the terminal]
+    #[arg(long)]
+    pub password_stdin: bool,
+    /// The registry.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// `logout`
+#[derive(Debug, Args)]
+pub struct Logout {
+    /// The registry: HOST[:PORT]
+    #[arg(value_name = "REGISTRY")]
+    pub server: String,
+}
+
+/// `ls-remote`
+#[derive(Debug, Args)]
+pub struct LsRemote {
+    /// The repository: [REGISTRY/]NAME; without REGISTRY, docker.io
+    #[arg(value_name = "REPOSITORY")]
+    pub repository: String,
+    /// Print a JSON document a line
+    #[arg(long)]
+    pub json: bool,
+    /// The registry.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
 }
 
 /// `commit`
@@ -287,6 +391,15 @@ pub struct Inspect {
         conflicts_with = "print"
     )]
     pub raw: Option<Raw>,
+    /// Look at the image in its registry, without getting it
+    #[arg(long)]
+    pub remote: bool,
+    /// Which image there, of one for several platforms [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH", requires = "remote")]
+    pub platform: Option<String>,
+    /// The registry.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
     /// What is printed.
     #[command(flatten)]
     pub print: Print,
@@ -433,6 +546,24 @@ pub struct Print {
     /// Print one field of the document, raw (digest, reference, image.config.config.Env, …)
     #[arg(long, value_name = "FIELD")]
     pub print: Option<String>,
+}
+
+/// How registries are spoken with.
+#[derive(Debug, Clone, Args)]
+pub struct RegistryArgs {
+    /// Trust the certificates in FILE (PEM), too; also speaks TLS with a registry on this very machine, which is spoken with in
+    /// the clear otherwise
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Speak plain HTTP with the registry, wherever it is: what is sent and what comes can be read and changed on the way
+    #[arg(long, conflicts_with = "ca")]
+    pub insecure: bool,
+    /// Ask this mirror of docker.io first [default: $SHEEP_IMAGES_MIRROR]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub mirror: Option<String>,
+    /// Break off, and try again, where nothing comes for so long
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub timeout: u64,
 }
 
 /// How far it is.

@@ -92,7 +92,7 @@ fn make(store: &Store, name: &Name, base: &LoadedImage, overlay: &Overlay, args:
     let place = unpacked.complete(&below, &summary.diff_id, &chain_id)?;
     let blobs = [("layer", summary.digest), ("config", config_descriptor.digest), ("manifest", image.digest.clone())];
     let blobs = blobs.map(|(file, digest)| (file.to_owned(), digest));
-    stage.publish_image(store, name, &image, blobs.into(), vec![(unpacked.scratch, place)], reused)
+    stage.publish_image(store, Some(name), &image, blobs.into(), vec![(unpacked.scratch, place)], reused)
 }
 
 /// The configuration of the base with one layer more, and what was asked for.

@@ -21,6 +21,7 @@ use crate::du::on_disk;
 use crate::interrupt;
 use crate::ls::human_size;
 use crate::oci::Digest;
+use crate::registry::partial;
 use crate::scratch;
 use crate::store::{DAMAGED, Store, users};
 
@@ -71,6 +72,13 @@ fn unneeded(store: &Store, dry_run: bool, found: &mut Vec<Waste>) -> Result<()> 
         }
         for path in damaged(store)? {
             let waste = Waste::at("damaged blob", &path)?;
+            if !dry_run {
+                remove(&path)?;
+            }
+            found.push(waste);
+        }
+        for path in partial::old(store)? {
+            let waste = Waste::at("partial blob", &path)?;
             if !dry_run {
                 remove(&path)?;
             }

@@ -27,6 +27,7 @@ use crate::stream::{Intake, Stream, Summary};
 use crate::unpack::{self, LeftOut};
 use files::{Files, Kind};
 use image::Wanted;
+pub use image::platform;
 
 /// Runs the verb.
 pub fn run(store: &Store, args: &Import) -> Result<()> {

@@ -14,16 +14,22 @@ pub mod gc;
 pub mod have;
 pub mod history;
 pub mod import;
+pub mod incoming;
 pub mod inspect;
 pub mod interrupt;
+pub mod login;
 pub mod ls;
+pub mod ls_remote;
 pub mod not_sent;
 pub mod oci;
 pub mod parallel;
 pub mod place;
 pub mod progress;
+pub mod pull;
+pub mod push;
 pub mod receive;
 pub mod reference;
+pub mod registry;
 pub mod regular;
 pub mod rm;
 pub mod scratch;
@@ -42,8 +48,14 @@ use store::Store;
 
 /// Runs a parsed command line.
 pub fn run(cli: Cli) -> Result<()> {
-    if let Verb::Settle = cli.verb {
-        return store::settle::run();
+    // What is between us and a registry, or about the disk, needs no store.
+    match &cli.verb {
+        Verb::Settle => return store::settle::run(),
+        Verb::Login(args) => return login::run(args),
+        Verb::Logout(args) => return login::out(args),
+        Verb::LsRemote(args) => return ls_remote::run(args),
+        Verb::Inspect(args) if args.remote => return inspect::remote(args),
+        _ => {}
     }
     let store = match &cli.verb {
         // These tell what a crash left.
@@ -53,6 +65,8 @@ pub fn run(cli: Cli) -> Result<()> {
     let done = match &cli.verb {
         Verb::Bootstrap(args) => bootstrap::run(&store, args),
         Verb::Import(args) => import::run(&store, args),
+        Verb::Pull(args) => pull::run(&store, args),
+        Verb::Push(args) => push::run(&store, args),
         Verb::Commit(args) => commit::run(&store, args),
         Verb::Export(args) => export::run(&store, args),
         Verb::Have(args) => have::run(&store, args),
@@ -69,7 +83,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Gc(args) => gc::run(&store, args),
         Verb::Tag(args) => tag::run(&store, args),
         Verb::Rm(args) => rm::run(&store, args),
-        Verb::Settle => Ok(()),
+        Verb::Settle | Verb::Login(_) | Verb::Logout(_) | Verb::LsRemote(_) => Ok(()),
     };
     store.settle_later();
     done

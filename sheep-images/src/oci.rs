@@ -23,9 +23,10 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of a layer that is a plain tar; `+gzip` and `+zstd` are appended where compressed.
 pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-/// Docker's media types for the same things, as other tools may have left them in the layout.
-const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Docker's index; its media types are for the same things, as other tools and registries have them.
+pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Docker's manifest.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
 /// Layers of an image: as many as the kernel stacks (`OVL_MAX_STACK`).
 pub const LAYERS_MAX: usize = 500;

@@ -10,10 +10,24 @@ use anyhow::{Result, anyhow};
 /// the disk.
 const MOST: usize = 8;
 
-/// Does `work` for each item, several at a time, and gives the results in the items' order. After an error nothing new
-/// is begun; of several errors the first item's is given.
+/// How many things are worth doing at once where each has work for the processor.
+pub fn workers() -> usize {
+    thread::available_parallelism().map_or(2, |n| n.get()).min(MOST)
+}
+
+/// Does `work` for each item, as many at a time as there are processors, and gives the results as [`each_of`] does.
 pub fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(usize, &T) -> Result<R> + Sync) -> Result<Vec<R>> {
-    let threads = thread::available_parallelism().map_or(2, |n| n.get()).min(MOST).min(items.len());
+    each_of(workers(), items, work)
+}
+
+/// Does `work` for each item, `workers` at a time, and gives the results in the items' order. After an error nothing new
+/// is begun; of several errors the first item's is given.
+pub fn each_of<T: Sync, R: Send>(
+    workers: usize,
+    items: &[T],
+    work: impl Fn(usize, &T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let threads = workers.min(items.len());
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let results: Mutex<Vec<Option<Result<R>>>> = Mutex::new(items.iter().map(|_| None).collect());
     let run = || {

@@ -16,7 +16,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use sheep_overlay::exit;
 
 use crate::cli::Receive;
-use crate::import::image::{self, Origin, Plan, Planned, Taken, Way, blob_name};
+use crate::import::image::{self, blob_name};
+use crate::incoming::{self, Origin, Plan, Planned, Taken, Way};
 use crate::ls::human_size;
 use crate::not_sent;
 use crate::oci::{self, Descriptor, Digest};
@@ -87,12 +88,13 @@ fn take_in(
     let names = names(&index.manifests, name)?;
     let host = oci::host_platform();
     let plans = index.manifests.iter().map(|image| image::plan(&files, image, &host));
-    let images: Vec<(Name, Plan)> = names.into_iter().zip(plans.collect::<Result<Vec<_>>>()?).collect();
+    let images: Vec<(Option<Name>, Plan)> =
+        names.into_iter().map(Some).zip(plans.collect::<Result<Vec<_>>>()?).collect();
     let known: HashSet<(&Digest, u64)> = layers.iter().map(|layer| (&layer.digest, layer.size)).collect();
     if let Some(other) = not_sent.layers().iter().find(|blob| !known.contains(&(&blob.digest, blob.size))) {
         bail!("{}: {} is a layer of no image in the stream", not_sent::MEMBER, other.digest);
     }
-    let wanted = image::distinct(&images)?;
+    let wanted = incoming::distinct(&images)?;
     let numbers = numbers(&wanted)?;
     let progress = Progress::start(args.progress.progress);
     let stage = Stage::new(store)?;
@@ -103,16 +105,16 @@ fn take_in(
     let (mut linked, mut lacking): (Vec<(usize, &Planned, Origin)>, Vec<&Digest>) = Default::default();
     for layer in layers.iter().filter(|layer| not_sent.names(layer)) {
         let Some(&number) = numbers.get(&layer.digest) else { continue };
-        match image::link(&way, layer, number)? {
+        match incoming::link(&way, layer, number)? {
             Some(from) => linked.push((number, wanted[number], from)),
             None => lacking.push(&layer.digest),
         }
     }
     if !lacking.is_empty() {
-        return Err(image::lacks(&lacking));
+        return Err(incoming::lacks(&lacking));
     }
     let of_links = parallel::each(&linked, |_, (number, layer, from)| {
-        image::of_link(&way, layer, *number, *from).with_context(|| layer_name(layer))
+        incoming::of_link(&way, layer, *number, *from).with_context(|| layer_name(layer))
     })?;
     let mut taken: Vec<Option<Taken>> = wanted.iter().map(|_| None).collect();
     for ((number, ..), one) in linked.into_iter().zip(of_links) {
@@ -124,7 +126,7 @@ fn take_in(
         let member = next.as_ref().filter(|member| member.name == place);
         match (member, numbers.get(&layer.digest)) {
             (Some(member), Some(&number)) => {
-                let one = image::one_layer(&way, wanted[number], number, wire.content(), member.size);
+                let one = incoming::one_layer(&way, wanted[number], number, wire.content(), member.size);
                 let one = one.with_context(|| layer_name(wanted[number]))?;
                 kept.keep(store, &one, &stage, layer)?;
                 next = wire.next_member()?;
@@ -142,7 +144,7 @@ fn take_in(
     drop(way);
     kept.is_whole = true;
     let taken = taken.into_iter().collect::<Option<Vec<_>>>().context("a layer of an image is not in the stream")?;
-    let (images, left_out) = image::finish(store, stage, &images, taken)?;
+    let (images, left_out) = incoming::finish(store, stage, &images, taken)?;
     unpack::tell_left_out(what, left_out);
     Ok(images)
 }

@@ -59,6 +59,21 @@ impl Name {
         Ok(Name { domain: domain.to_owned(), path, tag: tag.to_owned() })
     }
 
+    /// The registry: `docker.io`, `localhost:5000`.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// The repository in its registry: `library/minimal`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The tag.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
     /// The name as people write it: without the default registry, with the tag. Read again, it is this name.
     pub fn familiar(&self) -> String {
         let Name { domain, path, tag } = self;
@@ -70,6 +85,34 @@ impl Name {
             _ if domain == DEFAULT_DOMAIN && split_domain(path).0.is_empty() => format!("{path}:{tag}"),
             _ => format!("{domain}/{path}:{tag}"),
         }
+    }
+}
+
+/// An image in a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remote {
+    /// Its name; where only a digest was given with it, the tag is `latest` and stands for nothing.
+    pub name: Name,
+    /// Whether a tag was given, or is to be taken for given: there is no digest.
+    pub has_tag: bool,
+    /// Its digest, where that was given.
+    pub digest: Option<Digest>,
+}
+
+impl Remote {
+    /// Parses `NAME[:TAG][@DIGEST]`. Errors with usage (2).
+    pub fn parse(text: &str) -> Result<Self> {
+        let Some((text, digest)) = text.split_once('@') else {
+            return Ok(Remote { name: Name::parse(text)?, has_tag: true, digest: None });
+        };
+        let digest = Digest::parse(digest).map_err(|e| exit::usage(format!("{text}: {e:#}")))?;
+        let (_, rest) = split_domain(text);
+        Ok(Remote { name: Name::parse(text)?, has_tag: rest.contains(':'), digest: Some(digest) })
+    }
+
+    /// What a registry calls it: its digest, else its tag.
+    pub fn version(&self) -> &str {
+        self.digest.as_ref().map_or(self.name.tag(), Digest::as_str)
     }
 }
 
@@ -206,6 +249,25 @@ mod tests {
         ] {
             assert!(Name::parse(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn images_in_registries() {
+        let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+        for (text, version, has_tag) in [
+            ("localhost:5000/a".to_owned(), "latest", true),
+            ("localhost:5000/a:x".to_owned(), "x", true),
+            (format!("localhost:5000/a@{digest}"), digest.as_str(), false),
+            (format!("a:x@{digest}"), digest.as_str(), true),
+        ] {
+            let remote = Remote::parse(&text).unwrap();
+            assert_eq!((remote.version(), remote.has_tag), (version, has_tag), "{text}");
+        }
+        for text in ["a@", "a@sha256:0", "@sha256:0", "a@x@y", "sha256:"] {
+            assert!(Remote::parse(text).is_err(), "{text}");
+        }
+        let name = Name::parse("alpine").unwrap();
+        assert_eq!((name.domain(), name.path(), name.tag()), ("docker.io", "library/alpine", "latest"));
     }
 
     #[test]

@@ -33,6 +33,8 @@ mod interop;
 mod layers;
 #[path = "cli/progress.rs"]
 mod progress;
+#[path = "cli/registry.rs"]
+mod registry;
 #[path = "cli/send.rs"]
 mod send;
 #[path = "cli/space.rs"]

@@ -62,6 +62,9 @@ pub struct Making {
     /// Name the container [default: its id]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Get the image from its registry: where it is not here, in any case, or never
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "missing")]
+    pub pull: Pull,
     /// Remove the container when it has ended
     #[arg(long)]
     pub rm: bool,
@@ -119,6 +122,18 @@ pub struct Making {
     /// The image, then the command and its arguments [default: the image's own]
     #[arg(value_name = "IMAGE", required = true, trailing_var_arg = true)]
     pub image_and_command: Vec<OsString>,
+}
+
+/// `--pull`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Pull {
+    /// Where it is not here: from docker.io, where its name has no registry, as docker does; not 'minimal', which 'sheep-images
+    /// bootstrap' makes, and not a digest without a name
+    Missing,
+    /// In any case: what is here already costs one request
+    Always,
+    /// Never
+    Never,
 }
 
 /// `--network`

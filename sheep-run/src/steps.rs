@@ -13,19 +13,23 @@ use sheep_overlay::doc::Document;
 use sheep_overlay::exit;
 use sheep_overlay::state::{Durability, write_atomic};
 
-use crate::cli::{Backend, Making, Network};
+use crate::cli::{Backend, Making, Network, Pull};
 use crate::record::{Claim, Home, Wanted};
 use crate::signals::Signals;
 use crate::tool::{self, IMAGES, NS, OVERLAY, Step};
 
 /// The kernel's default period, which `--cpus` and `--cpu-quota` are parts of.
 const CPU_PERIOD: i64 = 100_000;
+/// How a sibling ends that has not found what was named.
+const NOT_FOUND: i32 = 3;
 
 /// What a container is made of, its flags checked and made ready for the siblings.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The image's reference.
     pub image: OsString,
+    /// When it is got from its registry.
+    pub pull: Pull,
     /// The command; empty for the image's own.
     pub command: Vec<OsString>,
     /// The record's part.
@@ -85,7 +89,34 @@ pub fn plan(making: &Making) -> Result<Plan> {
     let wanted =
         Wanted { name: making.name.clone(), remove: making.rm, interactive: making.interactive, labels, log: true };
     let has_hostname = making.hostname.is_some();
-    Ok(Plan { image, command: words.collect(), wanted, spec, has_hostname, backend: making.backend })
+    // What is made here is not to be had anywhere else, and a digest alone says of no registry.
+    let pull = if making.pull == Pull::Missing && is_of_here(&image) { Pull::Never } else { making.pull };
+    Ok(Plan { image, pull, command: words.collect(), wanted, spec, has_hostname, backend: making.backend })
+}
+
+/// Whether an image's name is one of this machine only: what `sheep-images bootstrap` makes, or a digest or the beginning of one,
+/// as lists show it.
+fn is_of_here(image: &OsStr) -> bool {
+    let image = image.as_bytes();
+    let is_hex = |text: &[u8]| text.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
+    image == b"minimal"
+        || image == b"minimal:latest"
+        || image.starts_with(b"sha256:")
+        || (image.len() >= 12 && is_hex(image))
+}
+
+/// Looks whether the image is here: ends with 3 where it is not.
+pub fn look(home: &Home, plan: &Plan) -> Step {
+    let mut step = with_root(IMAGES, home.data.path(), ["inspect"]);
+    step.args.push(plan.image.clone());
+    step
+}
+
+/// Gets the image from its registry, and unpacks it: prints what [`unpack`] does.
+pub fn pull(home: &Home, plan: &Plan) -> Step {
+    let mut step = with_root(IMAGES, home.data.path(), ["pull"]);
+    step.args.push(plan.image.clone());
+    step
 }
 
 /// Unpacks the image: prints the document with `image`.
@@ -196,7 +227,7 @@ fn with_root<const N: usize>(tool: &'static str, root: &Path, args: [&str; N]) -
 /// On an error the caller undoes what was done.
 pub fn prepare(home: &Home, plan: &Plan, claim: &mut Claim, volatile: bool, signals: &Signals) -> Result<()> {
     let id = claim.record.container.id.clone();
-    let image = tool::make(&unpack(home, plan), None, signals)?;
+    let image = image(home, plan, signals)?;
     let mounted = tool::make(&mount(home, plan, &id, volatile), Some(&image), signals)?;
     let config = tool::make(&spec(plan, &id), Some(&mounted), signals)?;
     let file = claim.record.dir.join("config.json");
@@ -205,6 +236,18 @@ pub fn prepare(home: &Home, plan: &Plan, claim: &mut Claim, volatile: bool, sign
     write_atomic(&file, &config, durability).with_context(|| format!("write {}", file.display()))?;
     claim.record.adopt(Document::parse(&mounted).context("what sheep-overlay printed")?);
     claim.record.adopt_config(&config)
+}
+
+/// The image, unpacked, wherever it comes from.
+fn image(home: &Home, plan: &Plan, signals: &Signals) -> Result<Vec<u8>> {
+    if plan.pull != Pull::Always {
+        let unpacked = tool::make(&unpack(home, plan), None, signals);
+        match unpacked {
+            Err(error) if plan.pull == Pull::Missing && tool::code_of(&error) == Some(NOT_FOUND) => {}
+            done => return done,
+        }
+    }
+    tool::make_shown(&pull(home, plan), signals)
 }
 
 /// The variables that `--env-file` and `--env` set, as `NAME=VALUE`, in their order.
@@ -316,6 +359,16 @@ fn quota_of(cpus: &str) -> Result<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_of_here_is_not_looked_for_elsewhere() {
+        for image in ["minimal", "minimal:latest", "sha256:00", "0123456789ab", &"f".repeat(64)] {
+            assert!(is_of_here(image.as_ref()), "{image}");
+        }
+        for image in ["alpine", "minimal:v2", "localhost:5000/minimal", "cafe", "decade", "debian:12"] {
+            assert!(!is_of_here(image.as_ref()), "{image}");
+        }
+    }
 
     #[test]
     fn sizes() {

@@ -7,7 +7,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -93,6 +93,21 @@ pub fn make(step: &Step, input: Option<&[u8]>, signals: &Signals) -> Result<Vec<
     Ok(out.data)
 }
 
+/// [`make`] for a step that takes its time: on a terminal it shows there how far it is, and says there itself what goes wrong.
+pub fn make_shown(step: &Step, signals: &Signals) -> Result<Vec<u8>> {
+    if !std::io::stderr().is_terminal() {
+        return make(step, None, signals);
+    }
+    let mut command = step.command();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let (child, out) = watch(step, command, Some(signals))?;
+    signals.check()?;
+    if !child.success() {
+        return Err(failure(step.tool, child, Some("the image could not be had")).into());
+    }
+    Ok(out.data)
+}
+
 /// Runs a step that looks at something or takes something away: no Ctrl-C from the terminal reaches it, for what has
 /// begun to be undone is undone to the end.
 pub fn settle(step: &Step) -> Result<Vec<u8>> {
@@ -120,6 +135,11 @@ fn gather(
         None => Stdio::null(),
     });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    watch(step, command, signals)
+}
+
+/// Starts a command, and takes in what it prints to its pipes.
+fn watch(step: &Step, mut command: Command, signals: Option<&Signals>) -> Result<(ExitStatus, Gathered)> {
     let mut child = spawn(step.tool, &mut command)?;
     let mut out = Gathered { data: Vec::new(), errors: Vec::new() };
     let mut interrupted = None;

@@ -14,6 +14,8 @@ mod explain;
 mod lifecycle;
 #[path = "cli/logs.rs"]
 mod logs;
+#[path = "cli/pull.rs"]
+mod pull;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/signals.rs"]

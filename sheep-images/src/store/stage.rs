@@ -107,29 +107,29 @@ impl Stage {
         let blobs =
             [("layer", layer.digest.clone()), ("config", config_descriptor.digest), ("manifest", image.digest.clone())];
         let blobs = blobs.map(|(file, digest)| (file.to_owned(), digest));
-        self.publish_image(store, name, &image, blobs.into(), vec![(unpacked, layer.diff_id.clone())], Vec::new())
+        self.publish_image(store, Some(name), &image, blobs.into(), vec![(unpacked, layer.diff_id.clone())], Vec::new())
     }
 
     /// Puts an image in the store: its new blobs are files of the stage, its new layers are unpacked; the store must have
-    /// those `reused` still. Returns the image's descriptor, named.
+    /// those `reused` still. Without a name the image keeps those it has. Returns its descriptor, named.
     pub fn publish_image(
         self,
         store: &Store,
-        name: &Name,
+        name: Option<&Name>,
         image: &Descriptor,
         blobs: Vec<(String, Digest)>,
         layers: Vec<(Scratch, Digest)>,
         reused: Vec<Digest>,
     ) -> Result<Descriptor> {
-        let named = self.publish_images(store, &[(name.clone(), image.clone())], blobs, layers, reused)?;
+        let named = self.publish_images(store, &[(name.cloned(), image.clone())], blobs, layers, reused)?;
         named.into_iter().next().context("an image that was put in the store")
     }
 
-    /// The same for several images: all of them, or none.
+    /// The same for several images, each with its name: all of them, or none.
     pub fn publish_images(
         self,
         store: &Store,
-        images: &[(Name, Descriptor)],
+        images: &[(Option<Name>, Descriptor)],
         blobs: Vec<(String, Digest)>,
         layers: Vec<(Scratch, Digest)>,
         reused: Vec<Digest>,
@@ -173,7 +173,7 @@ impl Stage {
     fn publish(
         &self,
         store: &Store,
-        images: &[(Name, Descriptor)],
+        images: &[(Option<Name>, Descriptor)],
         blobs: &[(String, Digest)],
         damaged: &[&str],
     ) -> Result<Vec<Descriptor>> {
@@ -192,16 +192,19 @@ impl Stage {
         }
         let dir = store.blobs();
         File::open(&dir).and_then(|dir| dir.sync_all()).with_context(|| format!("sync {}", dir.display()))?;
+        let mut named = Vec::with_capacity(images.len());
         for (name, image) in images {
-            set_name(&mut index, image.clone(), name);
+            match name {
+                Some(name) => set_name(&mut index, image.clone(), name),
+                None if index.manifests.iter().any(|there| there.digest == image.digest) => {}
+                None => index.manifests.push(image.clone()),
+            }
+            let mut image = image.clone();
+            image.set_ref_name(name.as_ref().map(Name::familiar).as_deref());
+            named.push(image);
         }
         store.write_index(&index)?;
-        let named = |(name, image): &(Name, Descriptor)| {
-            let mut named = image.clone();
-            named.set_ref_name(Some(&name.familiar()));
-            named
-        };
-        Ok(images.iter().map(named).collect())
+        Ok(named)
     }
 }
 

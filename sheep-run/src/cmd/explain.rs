@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use sheep_overlay::doc::write_out;
 
-use crate::cli::Run;
+use crate::cli::{Pull, Run};
 use crate::cmd::run::plan;
 use crate::record::Home;
 use crate::steps::{self, Plan};
@@ -54,9 +54,7 @@ fn script(home: &Home, flags: &Run, plan: &Plan, path: &[PathBuf]) -> Vec<u8> {
     script
         .line("    exit \"$code\"\n}\ntrap undo EXIT\ntrap 'exit 130' INT\ntrap 'exit 143' TERM\ntrap 'exit 129' HUP");
     script.line("\n# The image's layers, a copy-on-write directory on them, and the OCI configuration.");
-    script.push(b"doc=$(");
-    script.step(&steps::unpack(home, plan));
-    script.line(") || exit 125");
+    script.image(home, plan);
     script.push(b"doc=$(printf '%s\\n' \"$doc\" | ");
     // As in run and create: only what goes anyway, and right now, is not worth a sync.
     script.step(&steps::mount(home, plan, ID, remove));
@@ -94,6 +92,32 @@ struct Script {
 }
 
 impl Script {
+    /// Unpacks the image, or gets it from its registry first.
+    fn image(&mut self, home: &Home, plan: &Plan) {
+        let (unpack, pull) = (steps::unpack(home, plan), steps::pull(home, plan));
+        let (condition, first, second) = match plan.pull {
+            Pull::Never => (None, unpack, None),
+            Pull::Always => (None, pull, None),
+            Pull::Missing => (Some(steps::look(home, plan)), unpack, Some(pull)),
+        };
+        if let Some(look) = condition {
+            self.push(b"if ");
+            self.step(&look);
+            self.line(" >/dev/null 2>&1 || [ $? != 3 ]; then");
+        }
+        for (step, is_second) in [Some(first), second].into_iter().flatten().zip([false, true]) {
+            if is_second {
+                self.line("else");
+            }
+            self.push(b"doc=$(");
+            self.step(&step);
+            self.line(") || exit 125");
+        }
+        if plan.pull == Pull::Missing {
+            self.line("fi");
+        }
+    }
+
     fn push(&mut self, bytes: &[u8]) {
         self.text.extend_from_slice(bytes);
     }

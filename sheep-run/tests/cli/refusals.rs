@@ -10,9 +10,9 @@ fn what_does_not_exist() {
     }
     world.sh("sheep-run exec nosuch true").fails(125, "nosuch: no such container");
     world.sh("sheep-run rm ../overlay").fails(3, "no such container");
-    world.sh("sheep-run run nosuch true").fails(125, "run nosuch: no such image");
-    world.sh("sheep-run run -d nosuch true").fails(125, "run nosuch: no such image");
-    world.sh("sheep-run create nosuch true").fails(3, "create nosuch: no such image");
+    world.sh("sheep-run run --pull never nosuch true").fails(125, "run nosuch: no such image");
+    world.sh("sheep-run run --pull never -d nosuch true").fails(125, "run nosuch: no such image");
+    world.sh("sheep-run create --pull never nosuch true").fails(3, "create nosuch: no such image");
     world.sh("sheep-run run -v ./nosuch:/v minimal true").fails(125, "nosuch");
     world.sh("sheep-run run --env-file nosuch minimal true").fails(125, "nosuch");
     world.sh("sheep-run run -d minimal nosuch").fails(127, "nosuch");

@@ -1,0 +1,175 @@
+//! A blob on its way from a registry, as one stream of bytes, whatever breaks off on the way.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, bail};
+use sheep_overlay::sys;
+use ureq::http::StatusCode;
+
+use super::Repository;
+use super::http::{Ask, TRIES, Waits, is_unreachable};
+use crate::oci::{Descriptor, Digest};
+
+/// After so many bytes a connection was worth it, and what breaks off later is a new misfortune.
+const PROGRESS: u64 = 64 << 10;
+/// After so many bytes each, what came is written out.
+const WRITE_OUT: u64 = 8 << 20;
+
+/// How it is called in a line that begins with its digest.
+const WHAT: &str = "its blob";
+
+/// A blob that is read while it comes. What comes is written to `file`, where one is given; that may have its beginning already.
+pub struct Download {
+    from: Arc<Repository>,
+    digest: Digest,
+    size: u64,
+    file: Option<File>,
+    begun: u64,
+    at: u64,
+    body: Option<Box<dyn Read + Send>>,
+    /// Where the last break was.
+    broke_at: u64,
+    waits: Waits,
+    gave_up: Arc<AtomicBool>,
+}
+
+impl Download {
+    /// Begins to read a blob of which `file` has the first `begun` bytes. `gave_up` is set where it ends because the registry
+    /// could not be reached any more: then what came is worth keeping.
+    pub fn new(
+        from: &Arc<Repository>,
+        descriptor: &Descriptor,
+        file: Option<File>,
+        begun: u64,
+        gave_up: &Arc<AtomicBool>,
+    ) -> Self {
+        Download {
+            from: Arc::clone(from),
+            digest: descriptor.digest.clone(),
+            size: descriptor.size,
+            file,
+            begun,
+            at: 0,
+            body: None,
+            broke_at: begun,
+            waits: Waits::new(TRIES),
+            gave_up: Arc::clone(gave_up),
+        }
+    }
+
+    fn place(&self) -> String {
+        format!("{}: {WHAT}", self.from.host())
+    }
+
+    /// Goes on at `at`.
+    fn connect(&self) -> Result<Box<dyn Read + Send>> {
+        let mut ask = Ask::get(self.from.url(&format!("blobs/{}", self.digest)), WHAT.to_owned());
+        if self.at > 0 {
+            ask.headers.push(("range", format!("bytes={}-", self.at)));
+        }
+        let answer = self.from.send(&ask)?;
+        let place = answer.place();
+        let (skip, left) = match answer.status {
+            StatusCode::OK => (self.at, self.size),
+            StatusCode::PARTIAL_CONTENT if self.at > 0 => {
+                let said = answer.header("content-range").unwrap_or_default().to_owned();
+                let want = format!("bytes {}-{}/", self.at, self.size - 1);
+                let total = said.strip_prefix(&want);
+                if !total.is_some_and(|total| total == "*" || total.parse() == Ok(self.size)) {
+                    bail!("{place}: asked for what is from byte {} on of {}, it gives {said:?}", self.at, self.size);
+                }
+                (0, self.size - self.at)
+            }
+            StatusCode::PARTIAL_CONTENT => bail!("{place}: it gives a part, where all was asked for"),
+            _ => return Err(answer.failed()),
+        };
+        if let Some(length) = answer.length()
+            && length != left
+        {
+            bail!("{place}: it has {length} bytes, and the manifest says {left}");
+        }
+        let mut reader = answer.into_reader();
+        // A server that knows no ranges.
+        let skipped = io::copy(&mut (&mut reader).take(skip), &mut io::sink());
+        if skipped.as_ref().ok() != Some(&skip) {
+            return Err(super::http::Unreachable(format!("{place}: it broke off")).into());
+        }
+        Ok(Box::new(reader))
+    }
+
+    /// Reads the next bytes; an error is one that ends it.
+    fn next(&mut self, into: &mut [u8]) -> Result<usize> {
+        let most = usize::try_from(self.size - self.at).unwrap_or(usize::MAX).min(into.len());
+        loop {
+            let body = match &mut self.body {
+                Some(body) => body,
+                None => self.body.insert(self.connect()?),
+            };
+            let why = match body.read(&mut into[..most]) {
+                Ok(n) if n > 0 => {
+                    if let Some(file) = &self.file {
+                        file.write_all_at(&into[..n], self.at)?;
+                        if self.at / WRITE_OUT != (self.at + n as u64) / WRITE_OUT {
+                            sys::begin_writeback(file)?;
+                        }
+                    }
+                    self.at += n as u64;
+                    return Ok(n);
+                }
+                Ok(_) => "it broke off".to_owned(),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => "nothing came any more (--timeout)".to_owned(),
+                Err(e) => e.to_string(),
+            };
+            self.body = None;
+            if self.at - self.broke_at >= PROGRESS {
+                self.waits = Waits::new(TRIES);
+            }
+            self.broke_at = self.at;
+            if !self.waits.wait() {
+                let line = format!("{}: after {} of {} bytes: {why}", self.place(), self.at, self.size);
+                return Err(super::http::Unreachable(line).into());
+            }
+        }
+    }
+
+    /// What was there before.
+    fn again(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.begun - self.at).unwrap_or(usize::MAX).min(into.len());
+        let n = self.file.as_ref().map_or(Ok(0), |file| file.read_at(&mut into[..most], self.at))?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl Read for Download {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if into.is_empty() {
+            return Ok(0);
+        }
+        if self.at < self.begun {
+            return self.again(into);
+        }
+        if self.at == self.size {
+            // One byte more is one too many.
+            if let Some(mut body) = self.body.take()
+                && body.read(&mut [0]).is_ok_and(|n| n > 0)
+            {
+                let line = format!("{}: more comes than the {} bytes that the manifest says", self.place(), self.size);
+                return Err(io::Error::other(line));
+            }
+            return Ok(0);
+        }
+        self.next(into).map_err(|error| {
+            self.gave_up.fetch_or(is_unreachable(&error), Ordering::Relaxed);
+            io::Error::other(format!("{error:#}"))
+        })
+    }
+}
