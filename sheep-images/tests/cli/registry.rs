@@ -358,7 +358,7 @@ fn tls_with_a_root_of_our_own() {
         .fails(1, "UnknownIssuer; a root of your own is given with --ca FILE");
     world
         .sh(&format!("sheep-images pull localhost:{port}/dir/app:v1"))
-        .fails(1, &format!("localhost:{port}: manifest dir/app:v1: 400"));
+        .fails(1, &format!("localhost:{port}: manifest dir/app:v1: 400 Bad Request; it speaks TLS: --ca FILE"));
     world
         .sh(&format!(
             "SSL_CERT_FILE=$PWD/ca.pem sheep-images pull localhost:{port}/dir/app:v1 --ca other.pem --print digest"
