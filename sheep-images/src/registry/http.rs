@@ -300,6 +300,13 @@ impl Answer {
         let line = format!("{place}: {} {reason}{said}", status.as_u16());
         match status.as_u16() {
             404 => exit::not_found(line),
+            // In the words of Go's and nginx's servers.
+            400 if ["HTTPS server", "HTTPS port"]
+                .iter()
+                .any(|words| String::from_utf8_lossy(&bytes).contains(words)) =>
+            {
+                anyhow!("{line}; it speaks TLS: --ca FILE gives its root certificate, and is enough to make us do so")
+            }
             401 | 403 => {
                 let host = place.split(": ").next().unwrap_or_default().to_owned();
                 anyhow!("{line}; 'sheep-images login {host}' for what is not for all")

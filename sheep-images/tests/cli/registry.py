@@ -189,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         cut = m.get("cut") if lie else None
         if cut is not None and count("cut") > m.get("cuts", 1 << 30):
-            cut = None
+            cut = m.get("then")
         stall = m.get("stall") if lie and count("stall") <= m.get("stalls", 1 << 30) else None
         flip = m.get("flip") if lie else None
         if "flipmanifest" in m and "/manifests/" in self.path:
