@@ -124,7 +124,7 @@ pub fn tar(overlay: &Overlay, latest: Option<i64>, out: &mut dyn Write) -> Resul
     write_tar(&merged, latest, out, || Ok(()))
 }
 
-/// Writes all that a stack of layers (bottom first) shows as a tar, as [`tar`] does. Nothing need be mounted, and a layer may
+/// Writes all that a stack of layers (bottom first) shows as a tar, as [`tar()`] does. Nothing need be mounted, and a layer may
 /// stand in it twice. The archive is ended only after `still` finds that the layers were there all the time.
 pub fn stack(
     layers: &[PathBuf],
