@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 use sheep_overlay::doc::{self, Document, Overlay};
-use sheep_overlay::{access, exit, export, rotate, state};
+use sheep_overlay::{access, exit, export, rotate};
 
 use crate::cli::{Commit, LimitArgs};
 use crate::doc::Image;
@@ -40,11 +41,9 @@ pub fn run(store: &Store, args: &Commit) -> Result<()> {
 
 /// Makes sure that an overlay lies on an image: on another, its changes would mean something else.
 fn is_on(store: &Store, overlay: &Overlay, image: &LoadedImage) -> Result<()> {
-    let document = store.document(image)?;
-    let there: Image = document.require("image", "'sheep-images unpack'")?;
-    let paths = there.layers.iter().map(|layer| layer.path.as_ref().map(|path| &path.0)).collect::<Option<Vec<_>>>();
-    let lowers: Vec<_> = overlay.lower.iter().map(|lower| &lower.0).collect();
-    if paths.as_ref() != Some(&lowers) {
+    let paths: Option<Vec<PathBuf>> = store.layer_paths(image).collect::<Result<_>>()?;
+    let lowers = overlay.lower.iter().map(|lower| &lower.0);
+    if !paths.is_some_and(|paths| paths.iter().eq(lowers)) {
         return Err(exit::usage(format!("overlay {} does not lie on the image of the document", overlay.id)));
     }
     Ok(())
@@ -66,10 +65,7 @@ fn make(store: &Store, name: &Name, base: &LoadedImage, overlay: &Overlay, args:
     let Received { summary, left_out, implied } =
         unpack::receive(Stream::start(source, Intake::of_the_store(None, limits.max_ratio)), scratch.fd(), limits)?;
     unpack::tell_left_out(&format!("commit {}", args.name), left_out);
-    let created = match latest {
-        Some(seconds) => jiff::Timestamp::from_second(seconds)?.to_string(),
-        None => state::now(),
-    };
+    let created = oci::created(latest)?;
     let config = serde_json::to_vec(&config(base, &summary.diff_id, &created, args)?)?;
     let config_descriptor = Descriptor::new(oci::CONFIG, Digest::of(&config), config.len() as u64);
     let mut layers: Vec<Descriptor> = base.layers().map(|(layer, _)| layer.clone()).collect();

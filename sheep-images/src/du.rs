@@ -135,7 +135,7 @@ fn measure(store: &Store, uses: &[Uses]) -> Result<(OnDisk, Total)> {
     let mut sum = Sum::of_what_is_open();
     let (mut disk, mut total) = (OnDisk::default(), Total::default());
     let data = store.data();
-    for (dir, list) in [(data.images().join("blobs/sha256"), &mut disk.blobs), (store.layers(), &mut disk.layers)] {
+    for (dir, list) in [(store.blobs(), &mut disk.blobs), (store.layers(), &mut disk.layers)] {
         for entry in fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
             let entry = entry.with_context(|| dir.display().to_string())?;
             let bytes = add(&mut sum, &entry.path())?;

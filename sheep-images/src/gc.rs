@@ -21,9 +21,8 @@ use crate::du::on_disk;
 use crate::interrupt;
 use crate::ls::human_size;
 use crate::oci::Digest;
-use crate::registry::partial;
 use crate::scratch;
-use crate::store::{DAMAGED, Store, users};
+use crate::store::{DAMAGED, Store, beginning, users};
 
 /// What is deleted.
 #[derive(Debug)]
@@ -77,7 +76,7 @@ fn unneeded(store: &Store, dry_run: bool, found: &mut Vec<Waste>) -> Result<()> 
             }
             found.push(waste);
         }
-        for path in partial::old(store)? {
+        for path in beginning::old(store)? {
             let waste = Waste::at("partial blob", &path)?;
             if !dry_run {
                 remove(&path)?;
@@ -87,9 +86,7 @@ fn unneeded(store: &Store, dry_run: bool, found: &mut Vec<Waste>) -> Result<()> 
         for digest in store.listed(&store.layers())?.difference(&uses.layers) {
             let users = users::overlays_using(store, &BTreeSet::from([digest.clone()]))?;
             if !users.is_empty() {
-                let s = if users.len() == 1 { "" } else { "s" };
-                let users = users.join(", ");
-                warnings.push(format!("gc: layer {digest} stays: in use by overlay{s} {users}"));
+                warnings.push(format!("gc: layer {digest} stays: {}", users::named(&users)));
                 continue;
             }
             let place = store.layer_dir(digest);

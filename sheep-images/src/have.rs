@@ -11,7 +11,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 
@@ -64,9 +63,7 @@ pub fn run(store: &Store, args: &cli::Have) -> Result<()> {
 fn of_image(store: &Store, descriptor: &Descriptor) -> Result<Vec<(Digest, u64)>> {
     let image = store.load(descriptor)?;
     let layers = image.layers().map(|(layer, _)| layer);
-    let is_there = |blob: &&Descriptor| {
-        fs::symlink_metadata(store.blob(&blob.digest)).is_ok_and(|found| found.is_file() && found.len() == blob.size)
-    };
+    let is_there = |blob: &&Descriptor| store.has(blob);
     let documents = image.documents();
     Ok(documents.into_iter().chain(layers).filter(is_there).map(|blob| (blob.digest.clone(), blob.size)).collect())
 }

@@ -170,11 +170,7 @@ fn from_directory(
             (Err(error), Ok(_)) => Err(error),
         }
     };
-    let created = |_: &Summary| match latest {
-        Some(seconds) => Ok(jiff::Timestamp::from_second(seconds)?.to_string()),
-        None => Ok(state::now()),
-    };
-    take_in(store, name, "sheep-images import", receive, created)
+    take_in(store, name, "sheep-images import", receive, |_: &Summary| oci::created(latest))
 }
 
 /// Stores and unpacks an archive in one pass; `came` counts what of it was read.

@@ -16,11 +16,11 @@ use crate::cli::LimitArgs;
 use crate::oci::{self, Config, Descriptor, Digest, Manifest};
 use crate::progress::Progress;
 use crate::reference::Name;
-use crate::registry::partial::Partial;
 use crate::regular;
 use crate::scratch::Scratch;
-use crate::store::Store;
+use crate::store::beginning::Beginning;
 use crate::store::stage::Stage;
+use crate::store::{Store, is_whole};
 use crate::stream::{Intake, Stream, Summary};
 use crate::unpack::{self, LeftOut, Received, Unpacked};
 
@@ -60,7 +60,7 @@ pub struct Taken {
     /// The blob that the store had, locked: `gc` leaves it, though no image may need it yet.
     _kept: Option<File>,
     /// Its blob under another name, to be taken away when it is in its place.
-    partial: Option<Partial>,
+    beginning: Option<Beginning>,
     left_out: LeftOut,
 }
 
@@ -71,18 +71,25 @@ pub struct Source {
     /// How many bytes it has.
     pub size: u64,
     /// Where the reader writes it to; none where that is to be done.
-    pub partial: Option<Begun>,
+    pub begun: Option<Begun>,
 }
 
 /// A blob that is written by who reads it.
 pub struct Begun {
     /// What there is of it.
-    pub partial: Partial,
+    pub beginning: Beginning,
     /// Set where it ends for no fault of its own.
     pub gave_up: Arc<AtomicBool>,
 }
 
 impl Taken {
+    /// One that is unpacked already.
+    fn known(descriptor: &Descriptor) -> Self {
+        let Descriptor { digest, size, media_type, .. } = descriptor.clone();
+        let left_out = LeftOut::default();
+        Taken { digest, size, media_type, file: None, unpacked: None, _kept: None, beginning: None, left_out }
+    }
+
     /// Its file in the stage.
     pub fn file(&self) -> Option<&str> {
         self.file.as_deref()
@@ -209,9 +216,9 @@ pub fn finish(
         }
         named.push((name.clone(), Descriptor { annotations: None, platform: None, ..image }));
     }
-    let partials: Vec<Partial> = taken.iter_mut().filter_map(|taken| taken.partial.take()).collect();
+    let beginnings: Vec<Beginning> = taken.iter_mut().filter_map(|taken| taken.beginning.take()).collect();
     let named = stage.publish_images(store, &named, blobs, layers, reused)?;
-    partials.into_iter().for_each(Partial::remove);
+    beginnings.into_iter().for_each(Beginning::remove);
     Ok((named, left_out))
 }
 
@@ -247,23 +254,23 @@ pub fn one_download(
         return Ok(known);
     }
     loop {
-        let Source { reader, size, partial } = open(layer)?;
+        let Source { reader, size, begun } = open(layer)?;
         check_size(layer, size)?;
-        let Some(Begun { partial, gave_up }) = partial else {
+        let Some(Begun { beginning, gave_up }) = begun else {
             let file = way.stage.create(&file_name(number))?;
             return taken(way, layer, number, reader, size, Some(file));
         };
         // It is written by who gives it, and not once more.
         match taken(way, layer, number, reader, size, None) {
             Ok(taken) => {
-                partial.link_to(&way.stage.file(&file_name(number)))?;
-                return Ok(Taken { partial: Some(partial), ..taken });
+                beginning.link_to(&way.stage.file(&file_name(number)))?;
+                return Ok(Taken { beginning: Some(beginning), ..taken });
             }
             // What is there is gone on with next time.
             Err(error) if gave_up.load(Ordering::Relaxed) => return Err(error),
             Err(error) => {
-                let was_begun = partial.begun > 0;
-                partial.remove();
+                let was_begun = beginning.begun > 0;
+                beginning.remove();
                 if !was_begun {
                     return Err(error);
                 }
@@ -288,9 +295,7 @@ fn known(way: &Way<'_>, layer: &Planned) -> Result<Option<Taken>> {
         return Ok(None);
     };
     let Some(kept) = keep(way.store, descriptor)? else { return Ok(None) };
-    let Descriptor { digest, size, media_type, .. } = descriptor.clone();
-    let left_out = LeftOut::default();
-    Ok(Some(Taken { digest, size, media_type, file: None, unpacked: None, _kept: Some(kept), partial: None, left_out }))
+    Ok(Some(Taken { _kept: Some(kept), ..Taken::known(descriptor) }))
 }
 
 /// Unpacks a layer, and stores it in the file of the stage where that is not there already.
@@ -319,7 +324,7 @@ fn taken(
     }
     let media_type = format!("{}{}", oci::LAYER, codec.media_suffix());
     let (file, unpacked) = (Some(file_name(number)), Some(Unpacked { scratch, implied }));
-    Ok(Taken { digest, size, media_type, file, unpacked, _kept: None, partial: None, left_out })
+    Ok(Taken { digest, size, media_type, file, unpacked, _kept: None, beginning: None, left_out })
 }
 
 /// Where a blob was that does not come.
@@ -338,7 +343,7 @@ pub fn link(way: &Way<'_>, descriptor: &Descriptor, number: usize) -> Result<Opt
     for (path, from) in
         [(way.store.blob(&descriptor.digest), Origin::Store), (way.store.partial(descriptor), Origin::Partial)]
     {
-        if !fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() == descriptor.size) {
+        if !is_whole(&path, descriptor.size) {
             continue;
         }
         match fs::hard_link(&path, &to) {
@@ -355,9 +360,7 @@ pub fn link(way: &Way<'_>, descriptor: &Descriptor, number: usize) -> Result<Opt
 pub fn of_link(way: &Way<'_>, layer: &Planned, number: usize, from: Origin) -> Result<Taken> {
     let descriptor = layer.descriptor.as_ref().context("a layer without a digest")?;
     if from == Origin::Store && way.knows(descriptor, &layer.diff_id) {
-        let Descriptor { digest, size, media_type, .. } = descriptor.clone();
-        let (file, left_out) = (Some(file_name(number)), LeftOut::default());
-        return Ok(Taken { digest, size, media_type, file, unpacked: None, _kept: None, partial: None, left_out });
+        return Ok(Taken { file: Some(file_name(number)), ..Taken::known(descriptor) });
     }
     let path = way.stage.file(&file_name(number));
     let open = || File::open(&path).with_context(|| path.display().to_string());

@@ -10,13 +10,11 @@ use sheep_overlay::exit;
 use ureq::http::StatusCode;
 
 use crate::cli::{Login, Logout};
-use crate::reference::Name;
+use crate::reference::{DEFAULT_DOMAIN, Name};
 use crate::registry::auth::Doorman;
 use crate::registry::credentials::{self, Credentials};
 use crate::registry::http::{Ask, Client};
-use crate::registry::{self, base};
-
-const DOCKER_HUB: &str = "docker.io";
+use crate::registry::{self, HUB_HOST, base};
 
 /// Runs `login`.
 pub fn run(args: &Login) -> Result<()> {
@@ -57,7 +55,7 @@ pub fn out(args: &Logout) -> Result<()> {
 /// A registry as the files name it.
 fn registry_name(text: &str) -> Result<String> {
     let host = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/');
-    let host = if host == "registry-1.docker.io" { DOCKER_HUB } else { host };
+    let host = if host == HUB_HOST { DEFAULT_DOMAIN } else { host };
     let name = Name::parse(&format!("{host}/x")).ok().filter(|name| name.path().trim_start_matches("library/") == "x");
     name.map(|name| name.domain().to_owned())
         .ok_or_else(|| exit::usage(format!("{text}: a registry is HOST or HOST:PORT")))

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
+use sheep_overlay::state;
 
 use crate::doc::Platform;
 
@@ -27,6 +28,9 @@ pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 /// Docker's manifest.
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+const LAYOUT_KEY: &str = "imageLayoutVersion";
+const LAYOUT_VERSION: &str = "1.0.0";
 
 /// Layers of an image: as many as the kernel stacks (`OVL_MAX_STACK`).
 pub const LAYERS_MAX: usize = 500;
@@ -68,7 +72,10 @@ impl Digest {
         let mut source = BufReader::with_capacity(256 << 10, source);
         let mut hash = sha2::Sha256::new();
         loop {
-            let piece = source.fill_buf()?;
+            let piece = match source.fill_buf() {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                piece => piece?,
+            };
             if piece.is_empty() {
                 return Ok(Self::from_hash(&hash.finalize()));
             }
@@ -177,6 +184,15 @@ impl Index {
     pub fn empty() -> Self {
         Index { schema_version: 2, media_type: Some(INDEX.to_owned()), manifests: Vec::new(), rest: Map::new() }
     }
+
+    /// The platforms that it has images for, as they are written: `linux/amd64, linux/arm64`.
+    pub fn platforms(&self) -> String {
+        let text = |descriptor: &Descriptor| {
+            let platform = descriptor.platform.as_ref()?;
+            Some(format!("{}/{}", platform.get("os")?.as_str()?, platform.get("architecture")?.as_str()?))
+        };
+        self.manifests.iter().filter_map(text).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// A manifest: an image's configuration and its layers, bottom first.
@@ -283,6 +299,24 @@ pub fn new_config(platform: &Platform, diff_id: &Digest, created: &str, created_
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
         "history": [{"created": created, "created_by": created_by}],
     })
+}
+
+/// When an image is made, as its configuration says it: now, or at the time that is to be taken for it (seconds since 1970).
+pub fn created(latest: Option<i64>) -> Result<String> {
+    match latest {
+        Some(seconds) => Ok(jiff::Timestamp::from_second(seconds)?.to_string()),
+        None => Ok(state::now()),
+    }
+}
+
+/// What the file `oci-layout` says (image-layout.md).
+pub fn layout() -> Value {
+    json!({ LAYOUT_KEY: LAYOUT_VERSION })
+}
+
+/// Whether that is the file `oci-layout` of a layout that we can read.
+pub fn is_known_layout(file: &Value) -> bool {
+    file.get(LAYOUT_KEY).and_then(Value::as_str) == Some(LAYOUT_VERSION)
 }
 
 /// This machine's platform in OCI's (Go's) terms.

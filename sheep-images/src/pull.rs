@@ -16,8 +16,8 @@ use crate::progress::Progress;
 use crate::reference::{Name, Remote};
 use crate::registry::blob::Download;
 use crate::registry::http::is_unreachable;
-use crate::registry::partial::Partial;
 use crate::registry::{self, Repository};
+use crate::store::beginning::Beginning;
 use crate::store::stage::Stage;
 use crate::store::{self, LoadedImage, Store};
 use crate::unpack;
@@ -109,10 +109,7 @@ fn there(store: &Store, manifest: &Descriptor, name: Option<&Name>) -> Result<Op
     };
     // What is damaged is got again.
     let Ok(image) = store.load(&found) else { return Ok(None) };
-    let is_whole = |layer: &Descriptor| {
-        std::fs::metadata(store.blob(&layer.digest)).is_ok_and(|blob| blob.is_file() && blob.len() == layer.size)
-    };
-    if !image.layers().all(|(layer, _)| is_whole(layer)) {
+    if !image.layers().all(|(layer, _)| store.has(layer)) {
         return Ok(None);
     }
     let mut found = found;
@@ -139,16 +136,16 @@ fn download(store: &Store, repository: &Arc<Repository>, descriptor: &Descriptor
     if size == 0 {
         bail!("a layer of no bytes is none");
     }
-    match Partial::open(store, digest, size)? {
-        Some(partial) => {
-            let file = partial.file.try_clone()?;
-            let reader = Download::new(repository, descriptor, Some(file), partial.begun, &gave_up);
-            Ok(Source { reader: Box::new(reader), size, partial: Some(Begun { partial, gave_up }) })
+    match Beginning::open(store, digest, size)? {
+        Some(beginning) => {
+            let file = beginning.file.try_clone()?;
+            let reader = Download::new(repository, descriptor, Some(file), beginning.begun, &gave_up);
+            Ok(Source { reader: Box::new(reader), size, begun: Some(Begun { beginning, gave_up }) })
         }
         // Another process is getting the same; whoever is first puts it in its place.
         None => {
             let reader = Download::new(repository, descriptor, None, 0, &gave_up);
-            Ok(Source { reader: Box::new(reader), size, partial: None })
+            Ok(Source { reader: Box::new(reader), size, begun: None })
         }
     }
 }

@@ -75,7 +75,7 @@ fn target(args: &Push, image: &LoadedImage) -> Result<Name> {
     if remote.digest.is_some() {
         return Err(exit::usage(format!("{named}: it goes there by a tag; its digest it has")));
     }
-    if remote.name.domain() == "docker.io" && remote.name.path().starts_with("library/") {
+    if remote.name.is_official() {
         return Err(exit::usage(format!(
             "{named} is a name of no registry of yours; say where: push {} REGISTRY/NAME",
             args.reference

@@ -8,7 +8,8 @@ use sheep_overlay::exit;
 
 use crate::oci::Digest;
 
-const DEFAULT_DOMAIN: &str = "docker.io";
+/// The registry that is meant where none is named.
+pub const DEFAULT_DOMAIN: &str = "docker.io";
 const OFFICIAL: &str = "library/";
 const DEFAULT_TAG: &str = "latest";
 const LONGEST_NAME: usize = 255;
@@ -57,6 +58,11 @@ impl Name {
             return Err(wrong("it is longer than 255 bytes"));
         }
         Ok(Name { domain: domain.to_owned(), path, tag: tag.to_owned() })
+    }
+
+    /// Whether it is a name of an official image of Docker Hub, or of an image that was made here and got no registry.
+    pub fn is_official(&self) -> bool {
+        self.domain == DEFAULT_DOMAIN && self.path.starts_with(OFFICIAL)
     }
 
     /// The registry: `docker.io`, `localhost:5000`.

@@ -49,11 +49,8 @@ fn unlink(store: &Store, reference: &str) -> Result<Vec<Scratch>> {
     let _removal = store.data().lock_layers_for_removal()?;
     let users = users::overlays_using(store, &layers)?;
     if !users.is_empty() {
-        let s = if users.len() == 1 { "" } else { "s" };
-        return Err(exit::busy(format!(
-            "in use by overlay{s} {}; 'sheep-overlay umount' (or 'sheep-run rm') first",
-            users.join(", ")
-        )));
+        let in_use = users::named(&users);
+        return Err(exit::busy(format!("{in_use}; 'sheep-overlay umount' (or 'sheep-run rm') first")));
     }
 
     let stage = Stage::new(store)?;

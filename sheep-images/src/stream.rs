@@ -152,14 +152,20 @@ fn pass(mut source: impl Read, store: Option<File>, to: &Sender, wanted: bool) -
         }
         if let Some(mut file) = store.as_ref() {
             file.write_all(&piece)?;
-            // On its way to the disk while the rest comes: who waits for all of it at the end then waits for little.
-            if size / WRITE_OUT != (size + piece.len() as u64) / WRITE_OUT {
-                sys::begin_writeback(file)?;
-            }
+            write_out(file, size, piece.len())?;
         }
         size += piece.len() as u64;
     }
     Ok((hash, size))
+}
+
+/// Sends a blob that is being written on its way to the disk while the rest of it comes, from time to time: `n` bytes were written
+/// at `at`. Who waits for all of it at the end then waits for little.
+pub fn write_out(file: &File, at: u64, n: usize) -> io::Result<()> {
+    match at / WRITE_OUT == (at + n as u64) / WRITE_OUT {
+        true => Ok(()),
+        false => sys::begin_writeback(file),
+    }
 }
 
 /// Counts what is read through it.

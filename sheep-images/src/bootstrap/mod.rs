@@ -21,7 +21,7 @@ use sheep_overlay::exit;
 
 use crate::cli::{Bootstrap, LimitArgs};
 use crate::import;
-use crate::oci::Descriptor;
+use crate::oci::{self, Descriptor};
 use crate::reference::Name;
 use crate::store::Store;
 use crate::unpack;
@@ -200,7 +200,7 @@ fn make(store: &Store, args: &Bootstrap, what: &str) -> Result<Descriptor> {
             Ok(()) => received,
         }
     };
-    let created = |_: &_| Ok(jiff::Timestamp::from_second(newest)?.to_string());
+    let created = |_: &_| oci::created(Some(newest));
     let (image, left_out) = import::take_in(store, &name, "sheep-images bootstrap", receive, created)?;
     unpack::tell_left_out(what, left_out);
     Ok(image)

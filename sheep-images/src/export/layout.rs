@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sheep_overlay::exit;
 
 use super::Wanted;
@@ -94,7 +94,7 @@ pub fn directory(store: &Store, wanted: &[Wanted], to: &Path) -> Result<()> {
 /// already loses it, as it does with skopeo.
 fn add(store: &Store, wanted: &[Wanted], blobs: Vec<(Digest, File)>, to: &Path) -> Result<()> {
     let version: Value = serde_json::from_slice(&fs::read(to.join("oci-layout"))?).context("oci-layout")?;
-    if version.get("imageLayoutVersion").and_then(Value::as_str) != Some("1.0.0") {
+    if !oci::is_known_layout(&version) {
         bail!("oci-layout: this version is not known to this program");
     }
     let index_file = std::path::absolute(to.join("index.json"))?;
@@ -213,7 +213,7 @@ fn descriptors(wanted: &[Wanted]) -> Vec<Descriptor> {
 }
 
 fn layout_file() -> Result<Vec<u8>> {
-    Ok(serde_json::to_vec(&json!({ "imageLayoutVersion": "1.0.0" }))?)
+    Ok(serde_json::to_vec(&oci::layout())?)
 }
 
 fn copy(store: &Store, digest: &Digest, file: File, to: &Path) -> Result<()> {

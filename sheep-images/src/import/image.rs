@@ -153,12 +153,7 @@ fn which(names: &[String]) -> anyhow::Error {
 
 fn no_platform(index: &Index, host: &Platform) -> anyhow::Error {
     let Platform { os, architecture } = host;
-    let text = |descriptor: &Descriptor| {
-        let platform = descriptor.platform.as_ref()?;
-        Some(format!("{}/{}", platform.get("os")?.as_str()?, platform.get("architecture")?.as_str()?))
-    };
-    let there: Vec<String> = index.manifests.iter().filter_map(text).collect();
-    exit::not_found(format!("there is no image for {os}/{architecture} in it, but for {}", there.join(", ")))
+    exit::not_found(format!("there is no image for {os}/{architecture} in it, but for {}", index.platforms()))
 }
 
 /// One image of `manifest.json`, as `docker save` writes it.

@@ -51,7 +51,7 @@ impl Expected {
 /// Reads them. Each is checked; one that is out of its turn is no document.
 pub fn read(wire: &mut Wire) -> Result<Documents> {
     let layout: Value = json(wire, "oci-layout")?;
-    if layout.get("imageLayoutVersion").and_then(Value::as_str) != Some("1.0.0") {
+    if !oci::is_known_layout(&layout) {
         bail!("oci-layout: this version is not known to this program");
     }
     let index: Index = json(wire, "index.json")?;

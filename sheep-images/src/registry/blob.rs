@@ -7,17 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
-use sheep_overlay::sys;
 use ureq::http::StatusCode;
 
 use super::Repository;
 use super::http::{Ask, TRIES, Waits, is_unreachable};
 use crate::oci::{Descriptor, Digest};
-
-/// After so many bytes a connection was worth it, and what breaks off later is a new misfortune.
-const PROGRESS: u64 = 64 << 10;
-/// After so many bytes each, what came is written out.
-const WRITE_OUT: u64 = 8 << 20;
+use crate::stream;
 
 /// How it is called in a line that begins with its digest.
 const WHAT: &str = "its blob";
@@ -113,9 +108,7 @@ impl Download {
                 Ok(n) if n > 0 => {
                     if let Some(file) = &self.file {
                         file.write_all_at(&into[..n], self.at)?;
-                        if self.at / WRITE_OUT != (self.at + n as u64) / WRITE_OUT {
-                            sys::begin_writeback(file)?;
-                        }
+                        stream::write_out(file, self.at, n)?;
                     }
                     self.at += n as u64;
                     return Ok(n);
@@ -126,9 +119,7 @@ impl Download {
                 Err(e) => e.to_string(),
             };
             self.body = None;
-            if self.at - self.broke_at >= PROGRESS {
-                self.waits = Waits::new(TRIES);
-            }
+            self.waits.got_through(self.at - self.broke_at);
             self.broke_at = self.at;
             if !self.waits.wait() {
                 let line = format!("{}: after {} of {} bytes: {why}", self.place(), self.at, self.size);

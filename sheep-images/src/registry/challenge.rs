@@ -13,8 +13,6 @@ pub enum Challenge {
         service: Option<String>,
         /// To do what.
         scope: Option<String>,
-        /// What is wrong with the one that was sent.
-        error: Option<String>,
     },
 }
 
@@ -27,7 +25,6 @@ pub fn parse<'a>(headers: impl IntoIterator<Item = &'a str>) -> Option<Challenge
             realm: get("realm")?,
             service: get("service"),
             scope: get("scope").filter(|scope| !scope.is_empty()),
-            error: get("error"),
         })
     });
     bearer.or(found.iter().any(|(scheme, _)| scheme == "basic").then_some(Challenge::Basic))
@@ -99,7 +96,7 @@ mod tests {
 
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Option<Challenge> {
         let own = |text: Option<&str>| text.map(str::to_owned);
-        Some(Challenge::Bearer { realm: realm.to_owned(), service: own(service), scope: own(scope), error: None })
+        Some(Challenge::Bearer { realm: realm.to_owned(), service: own(service), scope: own(scope) })
     }
 
     #[test]

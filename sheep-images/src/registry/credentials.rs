@@ -16,6 +16,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Map, Value, json};
 use sheep_overlay::state::{self, Durability, Lock};
 
+use crate::reference::DEFAULT_DOMAIN;
+
 /// How docker calls Docker Hub in its files.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 /// What a helper gives in the place of a name where the secret is a token to get tokens by.
@@ -122,7 +124,7 @@ fn look_up(
     path: &str,
     helper: &dyn Fn(&str, &str) -> Result<Option<Credentials>>,
 ) -> Result<Option<Credentials>> {
-    let server = if registry == "docker.io" { DOCKER_HUB } else { registry };
+    let server = if registry == DEFAULT_DOMAIN { DOCKER_HUB } else { registry };
     let named = config.get("credHelpers").and_then(|helpers| helpers.get(registry).or_else(|| helpers.get(server)));
     if let Some(name) = named.and_then(Value::as_str) {
         return helper(name, server);
@@ -157,7 +159,7 @@ fn normal(key: &str) -> String {
     let is_old = is_url || rest.ends_with("/v1") || rest.ends_with("/v2");
     let key = if is_old { host } else { rest };
     match key {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
+        "index.docker.io" | super::HUB_HOST => DEFAULT_DOMAIN.to_owned(),
         other => other.to_owned(),
     }
 }

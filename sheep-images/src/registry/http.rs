@@ -24,6 +24,8 @@ use super::url;
 
 /// How often something is tried.
 pub const TRIES: u32 = 5;
+/// After so many bytes a connection was worth it.
+const PROGRESS: u64 = 64 << 10;
 /// Before it is tried again, the first time; then twice as long each time.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// Who asks us to come back later than this is told no.
@@ -202,6 +204,13 @@ impl Waits {
     /// Before the first of `tries`.
     pub fn new(tries: u32) -> Self {
         Waits { left: tries, next: FIRST_WAIT, least: Duration::ZERO }
+    }
+
+    /// So many bytes got through since the last try: where that was worth a connection, what breaks off now is a new misfortune.
+    pub fn got_through(&mut self, bytes: u64) {
+        if bytes >= PROGRESS {
+            *self = Self::new(TRIES);
+        }
     }
 
     /// The next wait is to be so long.

@@ -114,11 +114,6 @@ impl Repository {
 
 /// That there is none for a platform, and for which there is.
 fn no_platform(index: &Index, wanted: &Platform) -> anyhow::Error {
-    let text = |descriptor: &Descriptor| {
-        let platform = descriptor.platform.as_ref()?;
-        Some(format!("{}/{}", platform.get("os")?.as_str()?, platform.get("architecture")?.as_str()?))
-    };
-    let there: Vec<String> = index.manifests.iter().filter_map(text).collect();
     let Platform { os, architecture } = wanted;
-    exit::not_found(format!("there is no image for {os}/{architecture}, but for {}", there.join(", ")))
+    exit::not_found(format!("there is no image for {os}/{architecture}, but for {}", index.platforms()))
 }

@@ -15,7 +15,6 @@ pub mod challenge;
 pub mod credentials;
 pub mod http;
 pub mod manifest;
-pub mod partial;
 pub mod upload;
 pub mod url;
 
@@ -30,12 +29,12 @@ use sheep_overlay::exit;
 use ureq::http::StatusCode;
 
 use crate::cli::RegistryArgs;
-use crate::reference::Name;
+use crate::reference::{DEFAULT_DOMAIN, Name};
 use auth::Doorman;
 use http::{Answer, Ask, Client};
 
-/// The registry that is meant where none is named, and where it is.
-const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+/// Where the registry is that is meant where none is named.
+pub const HUB_HOST: &str = "registry-1.docker.io";
 /// The variable that names a mirror.
 const MIRROR: &str = "SHEEP_IMAGES_MIRROR";
 /// A page of tags is not longer, and there are not more of them.
@@ -60,7 +59,7 @@ pub fn client(args: &RegistryArgs) -> Result<Arc<Client>> {
 
 /// Where a registry is. Without encryption it is spoken with only on this very machine, or where that is asked for.
 pub fn base(registry: &str, args: &RegistryArgs) -> String {
-    let host = if registry == DOCKER_HUB.0 { DOCKER_HUB.1 } else { registry };
+    let host = if registry == DEFAULT_DOMAIN { HUB_HOST } else { registry };
     let plain = args.insecure || (url::is_loopback(host) && args.ca.is_none());
     format!("{}://{host}", if plain { "http" } else { "https" })
 }
@@ -81,7 +80,7 @@ fn at(client: &Arc<Client>, registry: &str, path: &str, args: &RegistryArgs, doi
 
 /// The mirror's repository of a name of Docker Hub, where a mirror is named.
 pub fn mirror(client: &Arc<Client>, name: &Name, args: &RegistryArgs) -> Result<Option<Repository>> {
-    if name.domain() != DOCKER_HUB.0 {
+    if name.domain() != DEFAULT_DOMAIN {
         return Ok(None);
     }
     let Some(mirror) = args.mirror.clone().or_else(|| env::var(MIRROR).ok()).filter(|mirror| !mirror.is_empty()) else {

@@ -21,8 +21,6 @@ use crate::stream::Counted;
 
 /// A blob of up to so many bytes is sent with one request.
 const SMALL: u64 = 256 << 10;
-/// After so many bytes a connection was worth it, and what breaks off later is a new misfortune.
-const PROGRESS: u64 = 64 << 10;
 
 /// How a blob came there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,9 +106,7 @@ impl Repository {
             if has > descriptor.size {
                 bail!("{}: blob {digest}: it has {has} bytes, and there are {}", self.host(), descriptor.size);
             }
-            if has >= before + PROGRESS {
-                waits = Waits::new(TRIES);
-            }
+            waits.got_through(has.saturating_sub(before));
         }
     }
 

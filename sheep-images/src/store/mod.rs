@@ -5,6 +5,7 @@
 //! images/.lock                                          exclusive: to change the index, and what goes with that
 //! images/.tmp-…/                                        blobs being written, and `candidates` (see [`stage`])
 //! images/.partial/<hex>.<size>                         a blob that came whole of an image that did not (see [`partial`])
+//! images/.partial-<hex>                                 what came of a blob before it broke off (see [`beginning`])
 //! images/.damaged-<hex>                                 a blob that `verify --repair` took out of the way
 //! layers/sha256/<hex of diffID>/                        an unpacked layer
 //! layers/sha256/<hex of chainID>/                       one completed for the layers below it (see unpack/implied.rs)
@@ -15,6 +16,7 @@
 //! Locks are taken in this order: a layer's blob, `images/.lock`, the data directory's `lock`. Who unpacks a layer holds that of its blob;
 //! an import that reuses a blob shares it, and `gc` leaves blobs that are locked: neither of the two waits for it.
 
+pub mod beginning;
 pub mod partial;
 mod reap;
 pub mod settle;
@@ -30,7 +32,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 use sheep_overlay::doc::{DocPath, Document};
 use sheep_overlay::exit;
 use sheep_overlay::state::{self, DataRoot, Durability, Lock};
@@ -125,7 +127,7 @@ impl Store {
         let store = Store { root: DataRoot::open(data)?, unsettled: AtomicBool::new(false) };
         let layout = store.root.images().join("oci-layout");
         match state::read_json::<Value>(&layout)? {
-            Some(value) if value.get("imageLayoutVersion").and_then(Value::as_str) == Some("1.0.0") => (),
+            Some(value) if oci::is_known_layout(&value) => (),
             Some(_) => bail!("{}: this layout version is not known to this program", layout.display()),
             None => store.create(&layout)?,
         }
@@ -135,7 +137,7 @@ impl Store {
     }
 
     fn create(&self, layout: &Path) -> Result<()> {
-        for dir in [self.root.images().join("blobs/sha256"), self.root.layers()] {
+        for dir in [self.blobs(), self.layers()] {
             state::make_private_dir(&dir).with_context(|| dir.display().to_string())?;
         }
         let _lock = self.lock()?;
@@ -144,7 +146,7 @@ impl Store {
         if !self.index_file().exists() {
             self.write_index(&Index::empty())?;
         }
-        state::write_json(layout, &json!({"imageLayoutVersion": "1.0.0"}), Durability::Synced)
+        state::write_json(layout, &oci::layout(), Durability::Synced)
     }
 
     /// The data directory.
@@ -217,11 +219,21 @@ impl Store {
         Ok(if of_all.is_dir() && implied::fits(&of_all, below)? { Some(of_all) } else { None })
     }
 
+    /// Where an image's layers are unpacked, bottom first, each looked for when it is asked for; `None` for one that is not.
+    pub fn layer_paths<'a>(&'a self, image: &'a LoadedImage) -> impl Iterator<Item = Result<Option<PathBuf>>> + 'a {
+        let mut below = Vec::new();
+        image.layers().zip(image.chain_ids()).map(move |((_, diff_id), chain_id)| {
+            let path = self.layer_path(diff_id, &chain_id, &below)?;
+            below.extend(path.clone());
+            Ok(path)
+        })
+    }
+
     /// The directories of an image's layers, bottom first. Errors where one of them is not unpacked.
     pub fn unpacked(&self, image: &LoadedImage) -> Result<Vec<PathBuf>> {
         let mut paths = Vec::new();
-        for ((_, diff_id), chain_id) in image.layers().zip(image.chain_ids()) {
-            let Some(path) = self.layer_path(diff_id, &chain_id, &paths)? else {
+        for ((_, diff_id), path) in image.layers().zip(self.layer_paths(image)) {
+            let Some(path) = path? else {
                 let name = image.reference.as_deref().unwrap_or(image.digest.as_str());
                 bail!("layer {diff_id} is not unpacked; 'sheep-images unpack {name}' first");
             };
@@ -239,6 +251,11 @@ impl Store {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether a blob is in its place: a file of the size that it should have.
+    pub fn has(&self, blob: &Descriptor) -> bool {
+        is_whole(&self.blob(&blob.digest), blob.size)
     }
 
     /// Opens a blob, which other tools may have put there. Errors where it is missing, or no regular file.
@@ -322,10 +339,10 @@ impl Store {
     pub fn known_layers(&self) -> Result<HashSet<(Digest, Digest)>> {
         let mut known = HashSet::new();
         for image in self.index()?.manifests.iter().filter_map(|descriptor| self.load(descriptor).ok()) {
-            let mut below = Vec::new();
-            for ((layer, diff_id), chain_id) in image.layers().zip(image.chain_ids()) {
-                let Some(path) = self.layer_path(diff_id, &chain_id, &below)? else { break };
-                below.push(path);
+            for ((layer, diff_id), path) in image.layers().zip(self.layer_paths(&image)) {
+                if path?.is_none() {
+                    break;
+                }
                 known.insert((layer.digest.clone(), diff_id.clone()));
             }
         }
@@ -341,17 +358,14 @@ impl Store {
 
     /// The document of an image.
     pub fn document(&self, image: &LoadedImage) -> Result<Document> {
-        let mut below = Vec::new();
         let mut layers = Vec::new();
-        for ((descriptor, diff_id), chain_id) in image.layers().zip(image.chain_ids()) {
-            let path = self.layer_path(diff_id, &chain_id, &below)?;
-            below.extend(path.clone());
+        for ((descriptor, diff_id), path) in image.layers().zip(self.layer_paths(image)) {
             layers.push(Layer {
                 digest: descriptor.digest.to_string(),
                 diff_id: diff_id.to_string(),
                 media_type: descriptor.media_type.clone(),
                 size: descriptor.size,
-                path: path.map(DocPath),
+                path: path?.map(DocPath),
             });
         }
         let mut document = Document::default();
@@ -485,6 +499,11 @@ pub fn set_name(index: &mut Index, image: Descriptor, name: &Name) {
 /// A name as another tool may have written it, in familiar form; one that is no name of ours as it stands.
 pub fn familiar(ref_name: &str) -> String {
     Name::parse(ref_name).map_or_else(|_| ref_name.to_owned(), |name| name.familiar())
+}
+
+/// Whether there is a file of this size.
+pub fn is_whole(path: &Path, size: u64) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == size)
 }
 
 /// Of an index for several platforms, the image for one.

@@ -63,19 +63,21 @@ impl Store {
         if torn.is_empty() {
             return Ok(());
         }
-        let _lock = self.lock()?;
-        let _removal = self.root.lock_layers_for_removal()?;
-        for name in torn {
-            let layer = self.layers().join(&name);
-            if !unsynced::is_torn(&layer)? || self.is_mounted(&layer)? {
-                continue;
+        let mut doomed = Vec::new();
+        {
+            let _lock = self.lock()?;
+            let _removal = self.root.lock_layers_for_removal()?;
+            for name in torn {
+                let layer = self.layers().join(&name);
+                if !unsynced::is_torn(&layer)? || self.is_mounted(&layer)? {
+                    continue;
+                }
+                doomed.extend(Scratch::take_over(&layer)?);
+                unsynced::forget(layers.as_fd(), &name)?;
             }
-            if let Some(doomed) = Scratch::take_over(&layer)? {
-                doomed.delete()?;
-            }
-            unsynced::forget(layers.as_fd(), &name)?;
         }
-        Ok(())
+        // Nobody can see them any more: that takes a while, and needs no lock.
+        doomed.into_iter().try_for_each(Scratch::delete)
     }
 
     fn is_mounted(&self, layer: &Path) -> Result<bool> {

@@ -6,12 +6,13 @@
 //! clears up looks at the index to tell (`reap.rs`).
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use sheep_overlay::diff::same_bytes;
 use sheep_overlay::state::{self, Durability};
 
 use super::{Store, set_name};
@@ -23,9 +24,6 @@ use crate::stream::Summary;
 
 /// The file in a stage that lists what may be left without use.
 pub const CANDIDATES: &str = "candidates";
-
-/// So much is compared at a time.
-const PIECE: usize = 256 << 10;
 
 /// What a crash may leave without use.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -211,7 +209,7 @@ impl Stage {
 /// Whether a blob is in its place and is not what it should be: as `good` is.
 fn differs(good: &Path, place: &Path) -> bool {
     let Ok(there) = File::open(place) else { return false };
-    let same = || -> io::Result<bool> {
+    let same = || -> Result<bool> {
         let good = File::open(good)?;
         let (ours, theirs) = (good.metadata()?, there.metadata()?);
         if (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()) {
@@ -220,19 +218,7 @@ fn differs(good: &Path, place: &Path) -> bool {
         if ours.len() != theirs.len() {
             return Ok(false);
         }
-        let (mut good, mut there) = (BufReader::with_capacity(PIECE, good), BufReader::with_capacity(PIECE, there));
-        loop {
-            let (a, b) = (good.fill_buf()?, there.fill_buf()?);
-            let n = a.len().min(b.len());
-            if a[..n] != b[..n] || a.is_empty() != b.is_empty() {
-                return Ok(false);
-            }
-            if n == 0 {
-                return Ok(true);
-            }
-            good.consume(n);
-            there.consume(n);
-        }
+        same_bytes(&good, &there, &mut Vec::new(), &mut Vec::new())
     };
     // What cannot be read is damaged.
     !same().unwrap_or(false)

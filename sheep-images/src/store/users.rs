@@ -46,3 +46,9 @@ pub fn overlays_on(store: &Store, dirs: &[PathBuf]) -> Result<Vec<String>> {
     users.sort();
     Ok(users)
 }
+
+/// How overlays that use something are named in a line: `in use by overlays a, b`.
+pub fn named(overlays: &[String]) -> String {
+    let s = if overlays.len() == 1 { "" } else { "s" };
+    format!("in use by overlay{s} {}", overlays.join(", "))
+}

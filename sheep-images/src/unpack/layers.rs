@@ -5,12 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use sheep_overlay::doc::DocPath;
 use sheep_overlay::exit;
 
 use super::{LeftOut, ensure};
 use crate::cli::{LimitArgs, ProgressMode};
-use crate::doc::Image;
 use crate::progress::Progress;
 use crate::store::{LoadedImage, Store};
 
@@ -26,9 +24,8 @@ impl Layers {
     /// Unpacks those that are not, and gives also what of them could not be kept.
     pub fn of(store: &Store, image: &LoadedImage, limits: LimitArgs, how: ProgressMode) -> Result<(Self, LeftOut)> {
         let left_out = ensure(store, image, limits, &Progress::start(how))?;
-        let document: Image = store.document(image)?.require("image", "'sheep-images unpack'")?;
-        let paths: Option<Vec<DocPath>> = document.layers.into_iter().map(|layer| layer.path).collect();
-        let paths: Vec<PathBuf> = paths.ok_or_else(removed)?.into_iter().map(|path| path.0).collect();
+        let paths: Option<Vec<PathBuf>> = store.layer_paths(image).collect::<Result<_>>()?;
+        let paths = paths.ok_or_else(removed)?;
         let inodes = paths.iter().map(|path| inode(path).with_context(|| path.display().to_string()));
         let inodes = inodes.collect::<Result<_>>()?;
         Ok((Layers { paths, inodes }, left_out))

@@ -84,7 +84,7 @@ pub fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs, progress: &
         .map(|((descriptor, diff_id), chain_id)| Placed { descriptor, diff_id, chain_id })
         .collect();
     let mut left_out = LeftOut::default();
-    if paths(store, &layers)?.is_some() {
+    if store.layer_paths(image).collect::<Result<Option<Vec<_>>>>()?.is_some() {
         return Ok(left_out);
     }
     // The lock of a layer is on its blob, which is there as long as anybody can want the layer. All take them in one order.
@@ -145,16 +145,6 @@ struct Placed<'a> {
     descriptor: &'a Descriptor,
     diff_id: &'a Digest,
     chain_id: Digest,
-}
-
-/// Where all layers are; `None` where one is missing.
-fn paths(store: &Store, layers: &[Placed<'_>]) -> Result<Option<Vec<PathBuf>>> {
-    let mut below = Vec::new();
-    for layer in layers {
-        let Some(path) = store.layer_path(layer.diff_id, &layer.chain_id, &below)? else { return Ok(None) };
-        below.push(path);
-    }
-    Ok(Some(below))
 }
 
 fn lock(store: &Store, layer: &Descriptor) -> Result<File> {

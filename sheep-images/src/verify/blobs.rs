@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Seek};
 
 use anyhow::{Context, Result};
-use sha2::{Digest as _, Sha256};
 
 use super::report::{Problem, Report};
 use super::{AGAIN, Need, Needs};
@@ -13,9 +12,6 @@ use crate::interrupt;
 use crate::oci::{Descriptor, Digest};
 use crate::parallel;
 use crate::store::Store;
-
-/// So much is read at a time.
-const PIECE: usize = 1 << 20;
 
 /// Reads all blobs, and gives those that are not as they should be.
 pub(super) fn check(store: &Store, needs: &Needs, repair: bool, report: &mut Report) -> Result<BTreeSet<Digest>> {
@@ -49,18 +45,8 @@ fn look(store: &Store, digest: &Digest, need: &Need) -> Option<Wrong> {
             return Err(io::Error::other("it is no file"));
         }
         let mut file = File::open(path)?;
-        let (mut hash, mut size, mut piece) = (Sha256::new(), 0, vec![0; PIECE]);
-        loop {
-            match file.read(&mut piece) {
-                Ok(0) => return Ok((size, Digest::from_hash(&hash.finalize()))),
-                Ok(n) => {
-                    hash.update(&piece[..n]);
-                    size += n as u64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
+        let found = Digest::of_all(&file)?;
+        Ok((file.stream_position()?, found))
     };
     match read() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Some(Wrong::Missing),

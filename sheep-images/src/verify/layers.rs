@@ -201,11 +201,9 @@ fn swap(store: &Store, diff_id: &Digest, place: &Path, fresh: Scratch) -> Result
         let hex = place.file_name().unwrap_or_default().to_string_lossy();
         let users = users::overlays_using(store, &BTreeSet::from([Digest::parse(&format!("sha256:{hex}"))?]))?;
         if !users.is_empty() {
-            let s = if users.len() == 1 { "" } else { "s" };
-            let users = users.join(", ");
-            let why = format!(
-                "layer {diff_id} is damaged, and in use by overlay{s} {users}; 'sheep-overlay umount' (or 'sheep-run rm') first"
-            );
+            let in_use = users::named(&users);
+            let why =
+                format!("layer {diff_id} is damaged, and {in_use}; 'sheep-overlay umount' (or 'sheep-run rm') first");
             return Ok(Swap::Busy(fresh, why));
         }
         if !place.exists() {

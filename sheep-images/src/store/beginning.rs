@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
+use super::Store;
 use crate::oci::Digest;
-use crate::store::Store;
 
 /// How they are called.
 pub const PREFIX: &str = ".partial-";
@@ -22,7 +22,7 @@ const OLD: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The beginning of a blob, locked.
 #[derive(Debug)]
-pub struct Partial {
+pub struct Beginning {
     path: PathBuf,
     /// Where it is written to and read.
     pub file: File,
@@ -30,7 +30,7 @@ pub struct Partial {
     pub begun: u64,
 }
 
-impl Partial {
+impl Beginning {
     /// Opens what there is of a blob of `size` bytes, made empty where there is nothing; `None` where another process is
     /// getting it.
     pub fn open(store: &Store, digest: &Digest, size: u64) -> Result<Option<Self>> {
@@ -51,7 +51,7 @@ impl Partial {
             // Whoever had it may be done with it, and have taken it away, between our opening and our locking it.
             if there.is_ok_and(|there| (there.dev(), there.ino()) == (found.dev(), found.ino())) {
                 if found.nlink() == 1 && found.len() <= size {
-                    return Ok(Some(Partial { path, file, begun: found.len() }));
+                    return Ok(Some(Beginning { path, file, begun: found.len() }));
                 }
                 fs::remove_file(&path).with_context(context)?;
             }
