@@ -16,7 +16,7 @@ use crate::reference::Name;
 use crate::scratch::Scratch;
 use crate::store::stage::Stage;
 use crate::store::{LoadedImage, Store};
-use crate::stream::{Intake, Stream};
+use crate::stream::{Intake, Known, Stream};
 use crate::unpack::{self, Received, Unpacked};
 
 /// Runs the verb.
@@ -62,8 +62,11 @@ fn make(store: &Store, name: &Name, base: &LoadedImage, overlay: &Overlay, args:
     let scratch = Scratch::new(&store.layers())?;
     let source = File::open(stage.file("layer"))?;
     let limits = LimitArgs::NONE;
-    let Received { summary, left_out, implied } =
-        unpack::receive(Stream::start(source, Intake::of_the_store(None, limits.max_ratio)), scratch.fd(), limits)?;
+    let Received { summary, left_out, implied } = unpack::receive(
+        Stream::start(source, Intake::of_the_store(Known::Nothing, limits.max_ratio)),
+        scratch.fd(),
+        limits,
+    )?;
     unpack::tell_left_out(&format!("commit {}", args.name), left_out);
     let created = oci::created(latest)?;
     let config = serde_json::to_vec(&config(base, &summary.diff_id, &created, args)?)?;

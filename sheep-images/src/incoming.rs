@@ -20,8 +20,8 @@ use crate::regular;
 use crate::scratch::Scratch;
 use crate::store::beginning::Beginning;
 use crate::store::stage::Stage;
-use crate::store::{Store, is_whole};
-use crate::stream::{Intake, Stream, Summary};
+use crate::store::{Store, content, is_whole};
+use crate::stream::{Intake, Known, Stream, Summary};
 use crate::unpack::{self, LeftOut, Received, Unpacked};
 
 /// An image on its way in.
@@ -196,8 +196,11 @@ pub fn finish(
         for (layer, chain_id) in plan.layers.iter().zip(&chain_ids) {
             let at = first[&layer.key()];
             let one = &mut taken[at];
-            blobs.extend(one.file.take().map(|file| (file, one.digest.clone())));
+            let file = one.file.take();
             if let Some(unpacked) = one.unpacked.take() {
+                if let Some(file) = &file {
+                    content::note(&stage.file(file), &one.digest, &layer.diff_id);
+                }
                 let place = unpacked.complete(&below, &layer.diff_id, chain_id)?;
                 places[at] = Some(unpacked.scratch.path().to_path_buf());
                 layers.push((unpacked.scratch, place));
@@ -205,6 +208,7 @@ pub fn finish(
                 // One that the store has, and that does not fit here or is not unpacked, is unpacked when the image is in the store.
                 places[at] = store.layer_path(&layer.diff_id, chain_id, &below)?;
             }
+            blobs.extend(file.map(|file| (file, one.digest.clone())));
             below.extend(places[at].clone());
         }
         for (file, bytes, digest) in
@@ -310,7 +314,7 @@ fn taken(
     let scratch = Scratch::new(&way.store.layers())?;
     let name = layer.descriptor.as_ref().map_or(&layer.diff_id, |descriptor| &descriptor.digest);
     let came = way.progress.add(name.as_str(), Some(size));
-    let intake = Intake { store, known: None, max_ratio: way.limits.max_ratio, came };
+    let intake = Intake { store, known: Known::Nothing, max_ratio: way.limits.max_ratio, came };
     let Received { summary, left_out, implied } =
         unpack::receive(Stream::start(source, intake), scratch.fd(), way.limits)?;
     let Summary { codec, digest, size, diff_id } = summary;

@@ -41,22 +41,33 @@ pub struct Summary {
 pub struct Intake {
     /// Where the bytes that make the layer's blob are written.
     pub store: Option<File>,
-    /// The digest of what comes, where that need not be found out: what is in the archive has a digest of its own.
-    pub known: Option<Digest>,
+    /// What need not be found out.
+    pub known: Known,
     /// How many times as long as it came an archive may be without its compression.
     pub max_ratio: u64,
     /// Counts the bytes that came, for who shows how far it is.
     pub came: Arc<AtomicU64>,
 }
 
+/// What is known of an archive before it is read. The other of its two digests tells then whether that holds.
+#[derive(Debug)]
+pub enum Known {
+    /// Nothing: both digests are found out.
+    Nothing,
+    /// The digest of what comes.
+    Stored(Digest),
+    /// The digest of it without compression.
+    Content(Digest),
+}
+
 impl Intake {
     /// An archive that comes from elsewhere, and is to be stored.
     pub fn of_another(store: File, max_ratio: u64) -> Self {
-        Intake { store: Some(store), known: None, max_ratio, came: Arc::default() }
+        Intake { store: Some(store), known: Known::Nothing, max_ratio, came: Arc::default() }
     }
 
-    /// An archive that is stored already, by this digest where it was found out before.
-    pub fn of_the_store(known: Option<Digest>, max_ratio: u64) -> Self {
+    /// An archive that is stored already.
+    pub fn of_the_store(known: Known, max_ratio: u64) -> Self {
         Intake { store: None, known, max_ratio, came: Arc::default() }
     }
 }
@@ -120,13 +131,20 @@ fn pump(mut source: impl Read + Send + 'static, intake: Intake, to: &Sender) -> 
             pass(decoder, store, to, true).map(plain)
         }
         Codec::Gzip | Codec::Zstd => {
-            let mut stored = Stored::start(source, store, known.is_none());
-            let hash = Hashing::start();
+            let (digest, diff_id) = match known {
+                Known::Nothing => (None, None),
+                Known::Stored(digest) => (Some(digest), None),
+                Known::Content(diff_id) => (None, Some(diff_id)),
+            };
+            let mut stored = Stored::start(source, store, digest.is_none());
+            let hash = diff_id.is_none().then(Hashing::start);
             let pool = Pool::new();
             {
                 let mut decoder = Expanding::new(codec.decode(&mut stored.pieces)?, came, max_ratio);
                 while let Some(piece) = pool.fill(&mut decoder)? {
-                    hash.pieces.send(&piece)?;
+                    if let Some(hash) = &hash {
+                        hash.pieces.send(&piece)?;
+                    }
                     to.send(&piece)?;
                 }
             }
@@ -135,8 +153,10 @@ fn pump(mut source: impl Read + Send + 'static, intake: Intake, to: &Sender) -> 
                 return Err(io::Error::other(format!("something follows the {codec} stream")));
             }
             let (stored, size) = stored.finish()?;
-            let digest = known.unwrap_or_else(|| Digest::from_hash(&stored.finalize()));
-            Ok(Summary { codec, digest, size, diff_id: hash.finish()? })
+            let digest = digest.unwrap_or_else(|| Digest::from_hash(&stored.finalize()));
+            let found = hash.map(Hashing::finish).transpose()?;
+            let diff_id = found.or(diff_id).ok_or_else(|| io::Error::other("a digest that nobody asked for"))?;
+            Ok(Summary { codec, digest, size, diff_id })
         }
     }
 }
@@ -280,7 +300,7 @@ mod tests {
     fn digests_of_both_forms() {
         let data = vec![5u8; 3 * pieces::CHUNK + 17];
         let packed = gzip(&data[..]);
-        let intake = Intake::of_the_store(None, u64::MAX);
+        let intake = Intake::of_the_store(Known::Nothing, u64::MAX);
         let came = Arc::clone(&intake.came);
         let mut stream = Stream::start(io::Cursor::new(packed.clone()), intake);
         let mut out = Vec::new();
@@ -299,7 +319,8 @@ mod tests {
         // gzip makes some 1000 bytes of one at most.
         let packed = gzip(io::repeat(0).take(RATIO_FROM + RATIO_FROM / 8));
         for (ratio, refused) in [(200, true), (2000, false)] {
-            let mut stream = Stream::start(io::Cursor::new(packed.clone()), Intake::of_the_store(None, ratio));
+            let mut stream =
+                Stream::start(io::Cursor::new(packed.clone()), Intake::of_the_store(Known::Nothing, ratio));
             let read = io::copy(&mut stream, &mut io::sink());
             assert_eq!(read.is_err(), refused, "{ratio}");
             assert!(read.is_err_and(|e| e.to_string().contains("--max-ratio")) == refused);
@@ -312,7 +333,7 @@ mod tests {
             Box::new(io::repeat(1)) as Box<dyn Read + Send>,
             Box::new(io::Cursor::new(gzip(io::repeat(1).take(9 << 20)))),
         ] {
-            let mut stream = Stream::start(source, Intake::of_the_store(None, 200));
+            let mut stream = Stream::start(source, Intake::of_the_store(Known::Nothing, 200));
             stream.read_exact(&mut [0; 10]).unwrap();
             let worker = stream.worker;
             drop(stream.pieces);

@@ -16,7 +16,7 @@ use crate::codec::{self, Codec};
 use crate::oci::{Descriptor, Digest};
 use crate::parallel;
 use crate::store::{DOCUMENT_MAX, Store};
-use crate::stream::{Intake, Stream};
+use crate::stream::{Intake, Known, Stream};
 
 /// An image in `manifest.json`.
 #[derive(Serialize)]
@@ -105,7 +105,7 @@ impl Layer<'_> {
     }
 
     fn stream(&self) -> Result<Stream> {
-        Ok(Stream::start(self.reopened()?, Intake::of_the_store(None, LimitArgs::default().max_ratio)))
+        Ok(Stream::start(self.reopened()?, Intake::of_the_store(Known::Nothing, LimitArgs::default().max_ratio)))
     }
 
     /// Checks a layer that was read to its end.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! images/oci-layout, index.json, blobs/sha256/<hex>     as skopeo, umoci and podman read and write it
+//! …/blobs/sha256/<hex>                                 with `user.sheep.diffid` noted on it (see [`content`])
 //! images/.lock                                          exclusive: to change the index, and what goes with that
 //! images/.tmp-…/                                        blobs being written, and `candidates` (see [`stage`])
 //! images/.partial/<hex>.<size>                         a blob that came whole of an image that did not (see [`partial`])
@@ -17,6 +18,7 @@
 //! an import that reuses a blob shares it, and `gc` leaves blobs that are locked: neither of the two waits for it.
 
 pub mod beginning;
+pub mod content;
 pub mod partial;
 mod reap;
 pub mod settle;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sheep_overlay::diff::same_bytes;
 use sheep_overlay::state::{self, Durability};
 
-use super::{Store, set_name};
+use super::{Store, content, set_name};
 use crate::interrupt;
 use crate::oci::{self, Descriptor, Digest, Manifest};
 use crate::reference::Name;
@@ -102,6 +102,7 @@ impl Stage {
         let image = Descriptor::new(oci::MANIFEST, Digest::of(&manifest), manifest.len() as u64);
         self.write("config", config)?;
         self.write("manifest", &manifest)?;
+        content::note(&self.file("layer"), &layer.digest, &layer.diff_id);
         let blobs =
             [("layer", layer.digest.clone()), ("config", config_descriptor.digest), ("manifest", image.digest.clone())];
         let blobs = blobs.map(|(file, digest)| (file.to_owned(), digest));

@@ -30,8 +30,8 @@ use crate::oci::{Descriptor, Digest};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::scratch::Scratch;
-use crate::store::{LoadedImage, Store};
-use crate::stream::{Intake, Stream, Summary};
+use crate::store::{LoadedImage, Store, content};
+use crate::stream::{Intake, Known, Stream, Summary};
 use archive::Archive;
 pub use extract::LeftOut;
 pub use layers::Layers;
@@ -168,11 +168,16 @@ fn unpack(
     // A position of its own: another place of the image may have the same blob.
     let source = File::open(format!("/proc/self/fd/{}", blob.as_raw_fd())).with_context(context)?;
     let came = progress.add(descriptor.digest.as_str(), Some(descriptor.size));
-    let intake = Intake { came, ..Intake::of_the_store(Some(descriptor.digest.clone()), limits.max_ratio) };
+    let known = content::known(blob, diff_id).unwrap_or_else(|| Known::Stored(descriptor.digest.clone()));
+    let intake = Intake { came, ..Intake::of_the_store(known, limits.max_ratio) };
     let received = receive(Stream::start(source, intake), scratch.fd(), limits).and_then(|received| {
-        let found = &received.summary.diff_id;
+        let Summary { digest, diff_id: found, .. } = &received.summary;
         if found != *diff_id {
             bail!("unpacked it is {found}, and the image says {diff_id}");
+        }
+        // What is wrong then is said below.
+        if *digest != descriptor.digest {
+            bail!("its digest is {digest}");
         }
         Ok(received)
     });

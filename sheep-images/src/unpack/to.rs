@@ -24,8 +24,8 @@ use super::{Layers, LeftOut, Received, implied, owner, receive, tell_left_out, t
 use crate::cli::{LimitArgs, ProgressMode};
 use crate::place::{self, NewDirectory};
 use crate::progress::Progress;
-use crate::store::{LoadedImage, Store};
-use crate::stream::{Intake, Stream};
+use crate::store::{LoadedImage, Store, content};
+use crate::stream::{Intake, Known, Stream};
 
 /// How layers are to be unpacked.
 #[derive(Debug, Clone, Copy)]
@@ -102,7 +102,8 @@ fn unpack_beside(store: &Store, image: &LoadedImage, dir: &Path, asked: Asked) -
             let root = rustix::fs::open(&path, flags, Mode::empty())?;
             let source = store.open_blob(&descriptor.digest)?;
             let came = progress.add(descriptor.digest.as_str(), Some(descriptor.size));
-            let intake = Intake { came, ..Intake::of_the_store(None, asked.limits.max_ratio) };
+            let known = content::known(&source, diff_id).unwrap_or(Known::Nothing);
+            let intake = Intake { came, ..Intake::of_the_store(known, asked.limits.max_ratio) };
             let Received { summary, left_out: lost, implied } =
                 receive(Stream::start(source, intake), root.as_fd(), asked.limits)?;
             if summary.digest != descriptor.digest || summary.diff_id != *diff_id {

@@ -364,7 +364,7 @@ fn the_same_members_as_gnu_tar() {
 fn mutations() {
     use sheep_images::cli::LimitArgs;
     use sheep_images::scratch::Scratch;
-    use sheep_images::stream::{Intake, Stream};
+    use sheep_images::stream::{Intake, Known, Stream};
     use sheep_images::unpack;
 
     let world = World::root();
@@ -428,7 +428,7 @@ fn mutations() {
         }
         let root = Scratch::new(&world.dir.join("out")).expect("scratch");
         let result = unpack::receive(
-            Stream::start(std::io::Cursor::new(archive), Intake::of_the_store(None, limits.max_ratio)),
+            Stream::start(std::io::Cursor::new(archive), Intake::of_the_store(Known::Nothing, limits.max_ratio)),
             root.fd(),
             limits,
         );

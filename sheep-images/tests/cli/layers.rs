@@ -156,6 +156,42 @@ fn a_changed_blob_is_found_out() {
 }
 
 #[test]
+fn what_is_noted_of_a_blob_counts_only_with_that_blob() {
+    for (world, pack) in [(World::root(), "gzip"), (World::user(), "zstd -q")] {
+        world.write("honest", tar().file(b"f", b"honest").end());
+        world.write("evil", tar().file(b"f", b"evil").end());
+        world
+            .sh(&format!("for f in honest evil; do {pack} < $f > $f.packed; done; sheep-images import a honest.packed"))
+            .ok();
+        let blob = world
+            .sh("sheep-images inspect a | jq -r '.image.layers[0].digest' | sed 's,sha256:,data/images/blobs/sha256/,'")
+            .ok();
+        let diff_id = world.sh("sheep-images inspect a | jq -r '.image.layers[0].diffId'").ok();
+        let noted = format!("getfattr --only-values -n user.sheep.diffid {blob} 2>&1");
+        assert_eq!(world.sh(&noted).ok(), diff_id);
+        let again = "rm -r data/layers/sha256/*; sheep-images unpack a";
+        world.sh(again).ok();
+        assert_eq!(world.sh("sheep-images unpack a --to plain >/dev/null; cat plain/f").ok(), "honest");
+        // Written over, the file keeps the note.
+        world.sh(&format!("cat evil.packed > {blob}")).ok();
+        assert_eq!(world.sh(&noted).ok(), diff_id);
+        world.sh(again).fails(1, "digest");
+        assert_eq!(world.sh("ls -A data/layers/sha256").ok(), "");
+        world.sh("sheep-images unpack a --to evil-too").fails(1, "digest");
+        assert_eq!(world.sh("ls -d evil-too 2>/dev/null").stdout, "");
+        // What is noted wrongly, or not at all, is found out.
+        world
+            .sh(&format!(
+                "cat honest.packed > {blob}; setfattr -n user.sheep.diffid -v sha256:0000 {blob}; sheep-images unpack a"
+            ))
+            .ok();
+        world.sh(&format!("setfattr -x user.sheep.diffid {blob}; {again}")).ok();
+        let layer = world.layer("a");
+        assert_eq!(std::fs::read(layer.join("f")).expect("the layer"), b"honest");
+    }
+}
+
+#[test]
 fn a_diff_id_that_is_not_so() {
     let world = World::root();
     put(&world, &[(&tar().file(b"f", b"1").end(), "gzip")]);
