@@ -11,6 +11,8 @@ mod maker;
 mod bootstrap;
 #[path = "cli/care.rs"]
 mod care;
+#[path = "cli/containerd.rs"]
+mod containerd;
 #[path = "cli/crash.rs"]
 mod crash;
 #[path = "cli/directory.rs"]

@@ -113,7 +113,7 @@ impl Between {
 }
 
 /// An image of two layers, `layout:app`, of which the second has four million bytes that do not compress.
-const LAYOUT: &str = "mkdir -p 1/bin 2/usr; echo one > 1/bin/one; ln -s one 1/bin/link; head -c 4000000 /dev/urandom > 2/usr/big; \
+pub const LAYOUT: &str = "mkdir -p 1/bin 2/usr; echo one > 1/bin/one; ln -s one 1/bin/link; head -c 4000000 /dev/urandom > 2/usr/big; \
     umoci init --layout layout && umoci new --image layout:app && \
     for l in 1 2; do tar -C $l --format=posix -cf $l.tar . && umoci raw add-layer --image layout:app $l.tar; done";
 /// Its bytes, with what a tar adds.
@@ -642,7 +642,7 @@ fn two_at_once_get_the_same() {
 }
 
 /// An image of the store: `app`, with a layer of four million bytes.
-fn app(world: &World) -> String {
+pub fn app(world: &World) -> String {
     world.sh("mkdir -p 2/usr 2/bin && head -c 4000000 /dev/urandom > 2/usr/big && echo one > 2/bin/one && tar -C 2 --format=posix -czf t.tgz . && sheep-images import app t.tgz --print digest").ok()
 }
 
@@ -664,10 +664,15 @@ fn the_others_get_what_we_push_and_we_what_they_push() {
     assert_eq!(world.sh("jq -r .manifests[0].digest back/index.json").ok(), digest);
     let podman = format!("{PODMAN}
         podman pull -q --tls-verify=false 127.0.0.1:{port}/dir/app:v1 >/dev/null && podman image inspect --format '{{{{.Digest}}}}' 127.0.0.1:{port}/dir/app:v1
-        podman tag 127.0.0.1:{port}/dir/app:v1 127.0.0.1:{port}/podman/app && podman push -q --tls-verify=false 127.0.0.1:{port}/podman/app
+        podman tag 127.0.0.1:{port}/dir/app:v1 127.0.0.1:{port}/podman/app && podman push -q --digestfile podman.digest --tls-verify=false 127.0.0.1:{port}/podman/app
         ctr=$(buildah from --pull-never 127.0.0.1:{port}/dir/app:v1) && buildah config --env X=y $ctr && buildah commit -q --tls-verify=false $ctr docker://127.0.0.1:{port}/buildah/app:v2 >/dev/null");
     let out = world.sh(&podman);
     assert_eq!((out.code, out.stdout.trim()), (0, digest.as_str()), "{}", out.stderr);
+    // podman says itself what it pushed; what skopeo pushed it had from a layout, see pulls_what_skopeo_pushed.
+    let podmans = world
+        .sh(&format!("sheep-images pull 127.0.0.1:{port}/podman/app --name theirs --print digest; cat podman.digest"))
+        .ok();
+    assert!(matches!(podmans.split_once('\n'), Some((ours, theirs)) if ours == theirs), "{podmans}");
     for reference in ["podman/app", "buildah/app:v2"] {
         let theirs = world
             .sh(&format!("skopeo inspect --tls-verify=false docker://127.0.0.1:{port}/{reference} | jq -r .Digest"))
