@@ -144,15 +144,28 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if m.get("norange"):
             headers.pop("Range", None)
+        cut = m.get("cutupload") if self.command == "PATCH" else None
+        if cut is not None:
+            cuts, patch = m.get("cuts", 1 << 30), count("cutupload")
+            if not (patch in cuts if isinstance(cuts, list) else patch <= cuts):
+                cut = None
+        held = None
+        if m.get("buffered"):
+            # As proxies do: nothing is sent on before all of it is there.
+            held = self.rfile.read(length if cut is None else min(cut, length))
+            entry["received"] = len(held)
+            if len(held) < length:
+                self.close_connection = True
+                return self.connection.shutdown(2)
         upstream = http.client.HTTPConnection("127.0.0.1", UPSTREAM)
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in headers.items():
             upstream.putheader(name, value)
         upstream.endheaders()
-        cut = m.get("cutupload") if self.command == "PATCH" else None
-        if cut is not None and count("cutupload") > m.get("cuts", 1 << 30):
-            cut = None
         received = 0
+        if held is not None:
+            upstream.send(held)
+            received = length
         while received < length:
             piece = self.rfile.read(min(65536, length - received, (cut or length) - received))
             if not piece:

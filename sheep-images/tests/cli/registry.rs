@@ -762,6 +762,40 @@ fn a_push_that_breaks_off_goes_on() {
 }
 
 #[test]
+fn a_registry_that_forgets_gets_chunks() {
+    let world = World::root();
+    let real = registry(&world, "");
+    let between = Between::start(&world, real.port);
+    let port = between.server.port;
+    world.sh("mkdir 1 && head -c 20000000 /dev/urandom > 1/big && tar -C 1 --format=posix -czf t.tgz . && sheep-images import app t.tgz").ok();
+    let size: u64 = world.sh("stat -c %s data/images/blobs/sha256/* | sort -n | tail -1").ok().parse().unwrap();
+    let (cut, chunk) = (3_000_000, 8 << 20);
+    // Debian's docker-registry throws away what came of an upload when one of its requests breaks off. Before it a proxy that holds a
+    // request back until it is whole, as nginx does, so that only the request is lost; and none, so that all is.
+    for (n, (mode, patches, at_most)) in [
+        // Once, in the first request: then chunks.
+        (json!({"cutupload": cut, "cuts": [1]}), 4, size + cut),
+        (json!({"cutupload": cut, "cuts": [1], "buffered": true}), 4, size + cut),
+        // Then once in each chunk, of which no other is sent again.
+        (json!({"cutupload": cut, "cuts": [1, 2, 4, 6], "buffered": true}), 7, size + 4 * cut),
+        (json!({"cutupload": cut, "cuts": [1, 3]}), 6, size + cut + chunk + cut),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        between.mode(mode.clone());
+        let digest = world.sh(&format!("sheep-images push app 127.0.0.1:{port}/n{n}/app --print digest")).ok();
+        let asked = between.asked("PATCH", "");
+        let received: u64 = asked.iter().map(|entry| entry["received"].as_u64().unwrap()).sum();
+        assert!(received <= at_most, "{mode}: {received} bytes came of {size}");
+        assert_eq!(asked.len(), patches, "{mode}");
+        assert!(asked[1..].iter().all(|entry| entry["received"].as_u64() <= Some(chunk)), "{mode}: {asked:?}");
+        let there = format!("skopeo inspect --tls-verify=false docker://127.0.0.1:{}/n{n}/app", real.port);
+        assert_eq!(world.sh(&format!("{there} | jq -r .Digest")).ok(), digest, "{mode}");
+    }
+}
+
+#[test]
 fn logins_are_tried_and_noted_for_all() {
     let world = World::root();
     world.sh("htpasswd -Bbn sheep 'se:cret' > htpasswd").ok();
