@@ -35,6 +35,8 @@ mod interop;
 mod layers;
 #[path = "cli/progress.rs"]
 mod progress;
+#[path = "cli/push.rs"]
+mod push;
 #[path = "cli/registry.rs"]
 mod registry;
 #[path = "cli/send.rs"]
