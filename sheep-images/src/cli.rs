@@ -395,6 +395,8 @@ pub struct Ls {
 
 /// `inspect`
 #[derive(Debug, Args)]
+// What says how a registry is spoken with means nothing where none is.
+#[command(mut_group("RegistryArgs", |group| group.requires("remote")))]
 pub struct Inspect {
     /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
     #[arg(value_name = "REF")]

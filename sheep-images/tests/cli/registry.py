@@ -90,6 +90,10 @@ class Handler(BaseHTTPRequestHandler):
                 if not self.let_in(m):
                     entry["refused"] = True
                     return
+            if "basic" in m and not self.elsewhere:
+                if self.headers.get("Authorization") != "Basic " + base64.b64encode(m["basic"].encode()).decode():
+                    entry["refused"] = True
+                    return self.plain(401, [("WWW-Authenticate", 'Basic realm="here"')])
             if count("request") <= m.get("fail", 0):
                 return self.plain(m.get("status", 503), [("Retry-After", str(m["after"]))] if "after" in m else [])
             if "say" in m and m["say"]["path"] in self.path and m["say"].get("unless", "\n") not in self.path:
@@ -193,6 +197,8 @@ class Handler(BaseHTTPRequestHandler):
                 value = str(size + m.get("longer", 0) - m.get("shorter", 0))
             if name.lower() == "content-range" and "wrongrange" in m:
                 value = "bytes 0-" + value.split("-", 1)[1]
+            if name.lower() == "location" and "uploadsgo" in m and not self.elsewhere:
+                value = m["uploadsgo"].replace("PORT", str(PORTS[1])) + value
             self.send_header(name, value)
         if lie and "unsaid" in m or not answer.headers.get("Content-Length") and body_is_sent:
             self.send_header("Connection", "close")
