@@ -22,7 +22,15 @@ def mode():
         return {}
 
 
-def log(entry):
+def since():
+    """Which mode it is that was set."""
+    return os.stat(os.path.join(DIR, "mode")).st_mtime_ns
+
+
+def log(entry, begun):
+    # What was asked in another mode, and ends only now, is not of this one.
+    if begun != since():
+        return
     with LOCK, open(os.path.join(DIR, "log"), "a") as file:
         file.write(json.dumps(entry) + "\n")
 
@@ -30,7 +38,7 @@ def log(entry):
 def count(what):
     """How often this was so since the mode was set."""
     with LOCK:
-        key = (what, os.stat(os.path.join(DIR, "mode")).st_mtime_ns)
+        key = (what, since())
         COUNTS[key] = COUNTS.get(key, 0) + 1
         return COUNTS[key]
 
@@ -79,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def do(self):
-        m = mode()
+        m, begun = mode(), since()
         is_blob = "/blobs/sha256:" in self.path
         entry = {"method": self.command, "path": self.path, "range": self.headers.get("Range"), "sent": 0, "elsewhere": self.elsewhere,
                  "authorization": self.headers.get("Authorization")}
@@ -105,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self.upload(m, entry)
             self.forward(m, is_blob, entry)
         finally:
-            log(entry)
+            log(entry, begun)
 
     def upload(self, m, entry):
         """Uploads that can be gone on with, as the specification has them and docker-registry has not."""

@@ -2,7 +2,7 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -525,13 +525,16 @@ fn what_breaks_off_is_gone_on_with() {
         (json!({"cut": 300_000, "above": above}), 30, size),
         (json!({"stall": 1_000_000, "stalls": 2, "above": above}), 1, size + 2 * 300_000),
         (json!({"fail": 3, "status": 500}), 30, size),
-        (json!({"fail": 1, "after": 1, "status": 429}), 30, size),
+        (json!({"fail": 1, "after": 2, "status": 429}), 30, size),
         // Without them it begins again, and still what is there counts.
         (json!({"cut": 3_000_000, "cuts": 2, "norange": true, "above": above}), 30, 3 * size),
     ] {
         between.mode(mode.clone());
+        let begun = Instant::now();
         let out = world.sh(&format!("sheep-images pull 127.0.0.1:{port}/dir/app:v1 --name app --timeout {timeout}"));
         assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{mode}");
+        let waited = begun.elapsed();
+        assert!(mode["after"].is_null() || waited >= Duration::from_secs(2), "{mode}: it came again after {waited:?}");
         assert_app(&world, "app");
         let sent = blob(
             between
