@@ -84,8 +84,9 @@ pub fn layer(
     let mut stream = Stream::start(source, Intake { came, ..Intake::of_the_store(None, LimitArgs::NONE.max_ratio) });
     let name = layer.digest.hex();
     let to = Hashed { file: BufWriter::with_capacity(1 << 20, stage.create(name)?), hash: Sha256::new(), size: 0 };
-    let mut to = how.codec.encode(how.level, &mut stream, to).context("compress")?;
-    to.flush().with_context(|| stage.file(name).display().to_string())?;
+    let place = || format!("compress into {}", stage.file(name).display());
+    let mut to = how.codec.encode(how.level, &mut stream, to).with_context(place)?;
+    to.flush().with_context(place)?;
     let found = stream.finish()?;
     if found.digest != layer.digest || found.size != layer.size || found.diff_id != *diff_id {
         bail!(
