@@ -150,6 +150,10 @@ pub struct Pull {
 
 /// `push`
 #[derive(Debug, Args)]
+#[command(
+    after_help = "With --compress, layers that are compressed so already, at whatever level, go as they are; the others get other digests, and so does \
+the image, which is what is printed. The same layers give the same digests again. Docker's format has no zstd: such an image goes in OCI's."
+)]
 pub struct Push {
     /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
     #[arg(value_name = "REF")]
@@ -157,6 +161,12 @@ pub struct Push {
     /// Where to: REGISTRY/NAME[:TAG] [default: the image's own name]
     #[arg(value_name = "TO")]
     pub to: Option<String>,
+    /// Compress the layers so on their way [default: they go as they are stored]
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub compress: Option<Compress>,
+    /// How much: 1 to 9 for gzip [default: 6], 1 to 19 for zstd [default: 3]
+    #[arg(long, value_name = "N", requires = "compress")]
+    pub level: Option<i32>,
     /// The registry.
     #[command(flatten)]
     pub registry: RegistryArgs,
@@ -166,6 +176,15 @@ pub struct Push {
     /// What is printed.
     #[command(flatten)]
     pub print: Print,
+}
+
+/// `push --compress`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Compress {
+    /// What every tool reads
+    Gzip,
+    /// Smaller, and quicker to unpack; for podman, skopeo, containerd and docker from version 23 on
+    Zstd,
 }
 
 /// `login`
@@ -376,6 +395,8 @@ pub struct Ls {
 
 /// `inspect`
 #[derive(Debug, Args)]
+// What says how a registry is spoken with means nothing where none is.
+#[command(mut_group("RegistryArgs", |group| group.requires("remote")))]
 pub struct Inspect {
     /// The image: NAME[:TAG], a digest, or a unique prefix of its hexadecimal digits
     #[arg(value_name = "REF")]

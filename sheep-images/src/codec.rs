@@ -8,7 +8,9 @@ use std::io::{self, BufRead, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread::{self, JoinHandle};
 
+use flate2::Compression;
 use flate2::bufread::MultiGzDecoder;
+use flate2::write::GzEncoder;
 
 /// How many bytes [`Codec::detect`] wants to see.
 pub const HEAD: usize = 6;
@@ -66,6 +68,27 @@ impl Codec {
             Codec::Plain | Codec::Xz | Codec::Bzip2 => Box::new(source),
         })
     }
+
+    /// Writes all of `source` to `to`, compressed by gzip or zstd, and gives `to` back. Nothing but the bytes and the level matters for
+    /// what comes out: no time, no name, no number of processors.
+    pub fn encode<W: Write>(self, level: i32, source: &mut impl Read, to: W) -> io::Result<W> {
+        match self {
+            Codec::Gzip => {
+                let mut encoder = GzEncoder::new(to, Compression::new(level.unsigned_abs()));
+                copy(source, &mut encoder)?;
+                encoder.finish()
+            }
+            Codec::Zstd => {
+                let mut encoder = zstd::stream::write::Encoder::new(to, level)?;
+                encoder.include_checksum(true)?;
+                copy(source, &mut encoder)?;
+                encoder.finish()
+            }
+            Codec::Plain | Codec::Xz | Codec::Bzip2 => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, format!("{self} is not written")))
+            }
+        }
+    }
 }
 
 impl fmt::Display for Codec {
@@ -77,6 +100,19 @@ impl fmt::Display for Codec {
             Codec::Xz => "xz",
             Codec::Bzip2 => "bzip2",
         })
+    }
+}
+
+/// Copies in pieces of always the same length: a compressor may make something else of the same bytes where they come otherwise.
+fn copy(mut source: impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut piece = Vec::with_capacity(READ_AHEAD);
+    loop {
+        piece.clear();
+        source.by_ref().take(READ_AHEAD as u64).read_to_end(&mut piece)?;
+        if piece.is_empty() {
+            return Ok(());
+        }
+        to.write_all(&piece)?;
     }
 }
 
@@ -232,6 +268,20 @@ mod tests {
         assert_eq!(read(Codec::Gzip, &two).unwrap(), b"one two");
         let frames = [zstd::encode_all(&b"one "[..], 1).unwrap(), zstd::encode_all(&b"two"[..], 1).unwrap()].concat();
         assert_eq!(read(Codec::Zstd, &frames).unwrap(), b"one two");
+    }
+
+    #[test]
+    fn the_same_comes_out_again() {
+        let data: Vec<u8> = (0..300_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        for (codec, level) in [(Codec::Gzip, 1), (Codec::Gzip, 9), (Codec::Zstd, 1), (Codec::Zstd, 19)] {
+            let packed = codec.encode(level, &mut &data[..], Vec::new()).unwrap();
+            assert_eq!(Codec::detect(&packed), codec);
+            assert!(read(codec, &packed).unwrap() == data && packed.len() < data.len());
+            // However the pieces come.
+            let mut pieces = (&data[..1000]).chain(&data[1000..]);
+            assert!(codec.encode(level, &mut pieces, Vec::new()).unwrap() == packed, "{codec} {level}");
+        }
+        assert!(Codec::Xz.encode(1, &mut &data[..], Vec::new()).is_err());
     }
 
     #[test]

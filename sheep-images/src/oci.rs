@@ -172,11 +172,16 @@ pub struct Index {
     /// [`INDEX`], where given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
-    /// The manifests.
+    /// The manifests. umoci writes null where there are none.
+    #[serde(deserialize_with = "null_is_none")]
     pub manifests: Vec<Descriptor>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
+}
+
+fn null_is_none<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Vec<Descriptor>, D::Error> {
+    Ok(Option::<Vec<Descriptor>>::deserialize(from)?.unwrap_or_default())
 }
 
 impl Index {

@@ -1,18 +1,27 @@
-//! `push`: an image to a registry, byte for byte as the store has it: its digest stays.
+//! `push`: an image to a registry, byte for byte as the store has it: its digest stays. With `--compress` its layers are compressed
+//! anew on their way, and only they change, and what names them.
+
+mod compress;
 
 use std::collections::HashMap;
+use std::fs;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Map;
+use sheep_overlay::doc::Document;
 use sheep_overlay::exit;
 
 use crate::cli::Push;
-use crate::oci::{self, Descriptor, Digest, ManifestOrIndex};
+use crate::doc::Image;
+use crate::incoming;
+use crate::oci::{self, Descriptor, Digest, Manifest, ManifestOrIndex};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::reference::{Name, Remote};
 use crate::registry;
+use crate::store::stage::Stage;
 use crate::store::{self, INDEX_DEPTH, LoadedImage, Store};
+use compress::{Changed, How};
 
 /// So many blobs go at once.
 const AT_ONCE: usize = 4;
@@ -23,18 +32,24 @@ pub fn run(store: &Store, args: &Push) -> Result<()> {
         Some(to) => format!("push {} {to}", args.reference),
         None => format!("push {}", args.reference),
     };
-    let image = push(store, args).with_context(what)?;
-    store.document(&image)?.print("image", args.print.print.as_deref())
+    push(store, args).with_context(what)?.print("image", args.print.print.as_deref())
 }
 
 /// What goes out: blobs first, then what points to them, inner before outer.
 #[derive(Default)]
 struct Load {
-    blobs: Vec<Descriptor>,
+    blobs: Vec<Blob>,
     documents: Vec<(Descriptor, Vec<u8>)>,
 }
 
-fn push(store: &Store, args: &Push) -> Result<LoadedImage> {
+struct Blob {
+    descriptor: Descriptor,
+    /// Of a layer that may be compressed anew, the digest of what is in it.
+    diff_id: Option<Digest>,
+}
+
+fn push(store: &Store, args: &Push) -> Result<Document> {
+    let how = How::of(args)?;
     let image = store.find(&args.reference)?;
     let to = target(args, &image)?;
     let index = store.index()?;
@@ -45,22 +60,66 @@ fn push(store: &Store, args: &Push) -> Result<LoadedImage> {
     let repository = registry::repository(&client, &to, &args.registry, "pull,push");
     let progress = Progress::start(args.progress.progress);
     let near = neighbours(store, &to, &index.manifests);
-    for path in load.blobs.iter().filter_map(|blob| near.get(&blob.digest)) {
+    for path in load.blobs.iter().filter_map(|blob| near.get(&blob.descriptor.digest)) {
         repository.also_reads(path);
     }
-    parallel::each_of(AT_ONCE, &load.blobs, |_, blob| {
-        let came = progress.add(blob.digest.as_str(), Some(blob.size));
-        repository
-            .push_blob(blob, &store.blob(&blob.digest), near.get(&blob.digest).map(String::as_str), &came)
-            .with_context(|| format!("blob {}", blob.digest))
+    let stage = how.map(|_| Stage::new(store)).transpose()?;
+    let packed = parallel::each_of(AT_ONCE, &load.blobs, |_, Blob { descriptor, diff_id }| {
+        let digest = &descriptor.digest;
+        let send = || -> Result<Option<Descriptor>> {
+            if let (Some(how), Some(stage), Some(diff_id)) = (how, &stage, diff_id)
+                && let Some((file, digest, size)) = compress::layer(store, stage, descriptor, diff_id, how, &progress)?
+            {
+                let packed = Descriptor::new("", digest, size);
+                let came = progress.add(packed.digest.as_str(), Some(size));
+                repository.push_blob(&packed, &file, None, &came)?;
+                // Not more of them at a time than are sent at a time.
+                fs::remove_file(&file).with_context(|| file.display().to_string())?;
+                return Ok(Some(packed));
+            }
+            let came = progress.add(digest.as_str(), Some(descriptor.size));
+            repository.push_blob(descriptor, &store.blob(digest), near.get(digest).map(String::as_str), &came)?;
+            Ok(None)
+        };
+        send().with_context(|| format!("blob {digest}"))
     })?;
     drop(progress);
+    let mut changed = Changed::default();
+    for (blob, packed) in load.blobs.iter().zip(packed) {
+        if let Some(packed) = packed {
+            changed.add_layer(&blob.descriptor.digest, packed.digest, packed.size);
+        }
+    }
+    if let Some(how) = how {
+        for document in &mut load.documents {
+            changed.apply(document, how)?;
+        }
+    }
     let last = load.documents.len() - 1;
     for (at, (descriptor, bytes)) in load.documents.iter().enumerate() {
         let version = if at == last { to.tag() } else { descriptor.digest.as_str() };
         repository.push_manifest(descriptor, bytes, version)?;
     }
-    Ok(image)
+    pushed(store, &image, &load, &changed)
+}
+
+/// The document of the image as the registry has it.
+fn pushed(store: &Store, image: &LoadedImage, load: &Load, changed: &Changed) -> Result<Document> {
+    let mut document = store.document(image)?;
+    let digest = changed.now(&image.digest);
+    if *digest == image.digest {
+        return Ok(document);
+    }
+    let manifest = load.documents.iter().find(|(descriptor, _)| descriptor.digest == *digest);
+    let (_, bytes) = manifest.context("an image that was pushed")?;
+    let manifest: Manifest = serde_json::from_slice(bytes)?;
+    let mut shown: Image = document.require("image", "'sheep-images push'")?;
+    shown.digest = digest.to_string();
+    for (layer, there) in shown.layers.iter_mut().zip(manifest.layers) {
+        (layer.digest, layer.media_type, layer.size) = (there.digest.to_string(), there.media_type, there.size);
+    }
+    document.set("image", &shown)?;
+    Ok(document)
 }
 
 /// Where it goes: where it is said, or where its own name leads.
@@ -105,9 +164,12 @@ fn gather(store: &Store, descriptor: &Descriptor, load: &mut Load, depth: u32) -
             index.media_type.unwrap_or_else(|| oci::INDEX.to_owned())
         }
         ManifestOrIndex::Manifest(manifest) => {
-            for blob in manifest.layers.iter().chain([&manifest.config]) {
-                if !load.blobs.iter().any(|there| there.digest == blob.digest) {
-                    load.blobs.push(blob.clone());
+            let diff_ids = diff_ids(store, &manifest);
+            let layers = manifest.layers.iter().zip(diff_ids.into_iter().map(Some).chain(std::iter::repeat(None)));
+            for (blob, diff_id) in layers.chain([(&manifest.config, None)]) {
+                if !load.blobs.iter().any(|there| there.descriptor.digest == blob.digest) {
+                    let diff_id = diff_id.filter(|_| compress::is_layer(&blob.media_type));
+                    load.blobs.push(Blob { descriptor: blob.clone(), diff_id });
                 }
             }
             manifest.media_type.unwrap_or_else(|| oci::MANIFEST.to_owned())
@@ -120,6 +182,12 @@ fn gather(store: &Store, descriptor: &Descriptor, load: &mut Load, depth: u32) -
         load.documents.push((descriptor, bytes));
     }
     Ok(())
+}
+
+/// What is in the layers of an image; nothing of what is none, and has no such configuration.
+fn diff_ids(store: &Store, manifest: &Manifest) -> Vec<Digest> {
+    let config = store.read_blob(&manifest.config).ok();
+    config.and_then(|bytes| incoming::diff_ids(&bytes, manifest.layers.len()).ok()).unwrap_or_default()
 }
 
 /// Which other repository of the same registry has a blob, as far as the names of the images here tell.

@@ -11,6 +11,8 @@ mod maker;
 mod bootstrap;
 #[path = "cli/care.rs"]
 mod care;
+#[path = "cli/containerd.rs"]
+mod containerd;
 #[path = "cli/crash.rs"]
 mod crash;
 #[path = "cli/directory.rs"]
@@ -33,6 +35,8 @@ mod interop;
 mod layers;
 #[path = "cli/progress.rs"]
 mod progress;
+#[path = "cli/push.rs"]
+mod push;
 #[path = "cli/registry.rs"]
 mod registry;
 #[path = "cli/send.rs"]

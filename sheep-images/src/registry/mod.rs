@@ -161,3 +161,42 @@ impl Repository {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn where_a_name_leads() {
+        let hub = "https://registry-1.docker.io/v2";
+        for (name, insecure, ca, want) in [
+            ("alpine", false, false, &*format!("{hub}/library/alpine/manifests/latest")),
+            ("alpine:3.20", false, false, &format!("{hub}/library/alpine/manifests/3.20")),
+            ("docker.io/alpine", false, false, &format!("{hub}/library/alpine/manifests/latest")),
+            ("docker.io/library/alpine", false, false, &format!("{hub}/library/alpine/manifests/latest")),
+            ("index.docker.io/library/alpine", false, false, &format!("{hub}/library/alpine/manifests/latest")),
+            ("me/tool", false, false, &format!("{hub}/me/tool/manifests/latest")),
+            ("alpine", false, true, &format!("{hub}/library/alpine/manifests/latest")),
+            ("quay.io/me/tool:v1", false, false, "https://quay.io/v2/me/tool/manifests/v1"),
+            ("alpine.example/x", false, false, "https://alpine.example/v2/x/manifests/latest"),
+            ("10.0.0.1:5000/x", false, false, "https://10.0.0.1:5000/v2/x/manifests/latest"),
+            ("10.0.0.1:5000/x", true, false, "http://10.0.0.1:5000/v2/x/manifests/latest"),
+            ("localhost:5000/x", false, false, "http://localhost:5000/v2/x/manifests/latest"),
+            ("127.0.0.1:5000/x", false, true, "https://127.0.0.1:5000/v2/x/manifests/latest"),
+        ] {
+            let ca = ca.then(|| PathBuf::from("ca.pem"));
+            let args = RegistryArgs { ca, insecure, mirror: None, timeout: 30 };
+            let client = Arc::new(Client::new(None, Duration::from_secs(30)).unwrap());
+            let name = Name::parse(name).unwrap();
+            let url = repository(&client, &name, &args, "pull").url(&format!("manifests/{}", name.tag()));
+            assert_eq!(url, want, "{name:?}");
+            // Only of docker.io is there a mirror.
+            let args = RegistryArgs { mirror: Some("localhost:1".to_owned()), ..args };
+            let mirror = mirror(&client, &name, &args).unwrap().map(|mirror| mirror.url(""));
+            let scheme = if args.ca.is_some() { "https" } else { "http" };
+            let of_hub = want.starts_with(hub).then(|| format!("{scheme}://localhost:1/v2/{}/", name.path()));
+            assert_eq!(mirror, of_hub, "{name:?}");
+        }
+    }
+}

@@ -2,7 +2,9 @@
 //!
 //! A blob that is there is not sent; one that another repository of the same registry has is mounted, where the registry does that.
 //! A small one is sent with one request, another as one stream (PATCH), which goes on, where it breaks off, after what the registry
-//! says it has.
+//! says it has. Many registries say then that they have nothing: what breaks off in the middle of a request they throw away, and
+//! docker-registry (the distribution project's, up to 2.8 at least) with it all of that upload. From then on the blob is sent in
+//! chunks, one request each: where a proxy keeps a request back until it is whole, as most do, no more than a chunk is lost then.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -21,6 +23,8 @@ use crate::stream::Counted;
 
 /// A blob of up to so many bytes is sent with one request.
 const SMALL: u64 = 256 << 10;
+/// How much one request has of a blob that is sent in chunks. Stores that registries lie on take no parts below 5 MiB.
+const CHUNK: u64 = 8 << 20;
 
 /// How a blob came there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,17 +81,16 @@ impl Repository {
             );
         }
         let mut waits = Waits::new(TRIES);
-        let mut location = match self.begin(digest, near)? {
+        let mut upload = match self.begin(digest, near)? {
             Begun::Mounted => {
                 came.store(descriptor.size, Ordering::Relaxed);
                 return Ok(Sent::Mounted);
             }
-            Begun::At(location) => location,
+            Begun::At { location, .. } => Upload { location, has: 0, most: u64::MAX },
         };
-        let mut has = 0;
         loop {
-            let before = has;
-            let error = match self.upload(descriptor, &mut source, &location, has, came) {
+            let before = upload.has;
+            let error = match self.upload(descriptor, &mut source, &mut upload, came) {
                 Ok(()) => return Ok(Sent::Uploaded),
                 Err(error) if is_unreachable(&error) => error,
                 Err(error) => return Err(error),
@@ -96,13 +99,14 @@ impl Repository {
                 return Err(error);
             }
             // What the registry has of it; where it has forgotten it, it begins anew.
-            (location, has) = match self.progress(&location)? {
-                Some(there) => there,
+            match self.progress(&upload.location)? {
+                Some((location, has)) => upload = Upload { location, has, ..upload },
                 None => match self.begin(digest, None)? {
                     Begun::Mounted => return Ok(Sent::Mounted),
-                    Begun::At(location) => (location, 0),
+                    Begun::At { location, least } => upload = Upload { location, has: 0, most: CHUNK.max(least) },
                 },
-            };
+            }
+            let has = upload.has;
             if has > descriptor.size {
                 bail!("{}: blob {digest}: it has {has} bytes, and there are {}", self.host(), descriptor.size);
             }
@@ -121,42 +125,45 @@ impl Repository {
         let answer = self.send(&ask)?;
         match answer.status {
             StatusCode::CREATED if from.is_some() => Ok(Begun::Mounted),
-            StatusCode::ACCEPTED => Ok(Begun::At(location(&answer, &url)?)),
+            StatusCode::ACCEPTED => {
+                let least = answer.header("oci-chunk-min-length").and_then(|least| least.parse().ok()).unwrap_or(0);
+                Ok(Begun::At { location: location(&answer, &url)?, least })
+            }
             _ => Err(answer.failed()),
         }
     }
 
-    /// Sends what is missing from `has` on, and closes the upload.
+    /// Sends what is missing of an upload, and closes it. Where that fails, `upload` says how far it is known to have come.
     fn upload(
         &self,
         descriptor: &Descriptor,
         source: &mut File,
-        at: &str,
-        has: u64,
+        upload: &mut Upload,
         came: &Arc<AtomicU64>,
     ) -> Result<()> {
         let (digest, size) = (&descriptor.digest, descriptor.size);
         let what = format!("upload of blob {digest}");
-        let mut location = at.to_owned();
-        let whole = has == 0 && size <= SMALL;
         let mut close = Vec::new();
-        source.seek(SeekFrom::Start(has))?;
-        came.store(has, Ordering::Relaxed);
-        if whole {
+        came.store(upload.has, Ordering::Relaxed);
+        if upload.has == 0 && size <= SMALL {
+            source.rewind()?;
             source.read_to_end(&mut close)?;
             came.store(size, Ordering::Relaxed);
-        } else if has < size {
-            let left = size - has;
+        }
+        while close.is_empty() && upload.has < size {
+            let now = (size - upload.has).min(upload.most);
+            source.seek(SeekFrom::Start(upload.has))?;
             let mut headers =
-                vec![("content-type", "application/octet-stream".to_owned()), ("content-length", left.to_string())];
-            if has > 0 {
-                headers.push(("content-range", format!("{has}-{}", size - 1)));
+                vec![("content-type", "application/octet-stream".to_owned()), ("content-length", now.to_string())];
+            if now < size {
+                headers.push(("content-range", format!("{}-{}", upload.has, upload.has + now - 1)));
             }
-            let ask = Ask { method: Method::PATCH, url: at.to_owned(), headers, body: Vec::new(), what: what.clone() };
-            let mut body = Counted { inner: source.try_clone()?.take(left), came: Arc::clone(came) };
+            let url = upload.location.clone();
+            let ask = Ask { method: Method::PATCH, url, headers, body: Vec::new(), what: what.clone() };
+            let mut body = Counted { inner: source.try_clone()?.take(now), came: Arc::clone(came) };
             let answer = self.send_once(&ask, SendBody::from_reader(&mut body))?;
-            location = match answer.status {
-                StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::CREATED => self::location(&answer, at)?,
+            upload.location = match answer.status {
+                StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::CREATED => location(&answer, &ask.url)?,
                 // It has less, or more, than it said: it is asked again.
                 StatusCode::RANGE_NOT_SATISFIABLE => return Err(Unreachable(format!("{:#}", answer.failed())).into()),
                 status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
@@ -164,8 +171,9 @@ impl Repository {
                 }
                 _ => return Err(answer.failed()),
             };
+            upload.has += now;
         }
-        let url = url::with_query(&location, "digest", digest.as_str());
+        let url = url::with_query(&upload.location, "digest", digest.as_str());
         let headers = vec![("content-type", "application/octet-stream".to_owned())];
         let ask = Ask { method: Method::PUT, url, headers, body: close, what };
         let answer = self.send(&ask)?;
@@ -235,7 +243,21 @@ impl Repository {
 /// What became of the beginning of an upload.
 enum Begun {
     Mounted,
-    At(String),
+    /// It goes on there, with no request of fewer than `least` bytes but the last one (distribution-spec, "Pushing a blob in chunks").
+    At {
+        location: String,
+        least: u64,
+    },
+}
+
+/// An upload on its way.
+struct Upload {
+    /// Where it goes on.
+    location: String,
+    /// So many bytes are there.
+    has: u64,
+    /// So many bytes go with one request.
+    most: u64,
 }
 
 fn location(answer: &Answer, base: &str) -> Result<String> {

@@ -158,6 +158,9 @@ fn as_a_layout_in_a_directory() {
         world.sh(&format!("sheep-images export --format oci-dir app -o {to}")).fails(code, text);
     }
     world
+        .sh("umoci init --layout null; sheep-images export --format oci-dir app -o null && skopeo inspect oci:null:app:latest >/dev/null")
+        .ok();
+    world
         .sh("sheep-images export --format oci-dir app -o empty && skopeo inspect oci:empty:app:latest >/dev/null")
         .ok();
     let before = world.snapshot();

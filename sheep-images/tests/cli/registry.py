@@ -22,7 +22,15 @@ def mode():
         return {}
 
 
-def log(entry):
+def since():
+    """Which mode it is that was set."""
+    return os.stat(os.path.join(DIR, "mode")).st_mtime_ns
+
+
+def log(entry, begun):
+    # What was asked in another mode, and ends only now, is not of this one.
+    if begun != since():
+        return
     with LOCK, open(os.path.join(DIR, "log"), "a") as file:
         file.write(json.dumps(entry) + "\n")
 
@@ -30,7 +38,7 @@ def log(entry):
 def count(what):
     """How often this was so since the mode was set."""
     with LOCK:
-        key = (what, os.stat(os.path.join(DIR, "mode")).st_mtime_ns)
+        key = (what, since())
         COUNTS[key] = COUNTS.get(key, 0) + 1
         return COUNTS[key]
 
@@ -79,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def do(self):
-        m = mode()
+        m, begun = mode(), since()
         is_blob = "/blobs/sha256:" in self.path
         entry = {"method": self.command, "path": self.path, "range": self.headers.get("Range"), "sent": 0, "elsewhere": self.elsewhere,
                  "authorization": self.headers.get("Authorization")}
@@ -90,6 +98,10 @@ class Handler(BaseHTTPRequestHandler):
                 if not self.let_in(m):
                     entry["refused"] = True
                     return
+            if "basic" in m and not self.elsewhere:
+                if self.headers.get("Authorization") != "Basic " + base64.b64encode(m["basic"].encode()).decode():
+                    entry["refused"] = True
+                    return self.plain(401, [("WWW-Authenticate", 'Basic realm="here"')])
             if count("request") <= m.get("fail", 0):
                 return self.plain(m.get("status", 503), [("Retry-After", str(m["after"]))] if "after" in m else [])
             if "say" in m and m["say"]["path"] in self.path and m["say"].get("unless", "\n") not in self.path:
@@ -101,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self.upload(m, entry)
             self.forward(m, is_blob, entry)
         finally:
-            log(entry)
+            log(entry, begun)
 
     def upload(self, m, entry):
         """Uploads that can be gone on with, as the specification has them and docker-registry has not."""
@@ -144,15 +156,28 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if m.get("norange"):
             headers.pop("Range", None)
+        cut = m.get("cutupload") if self.command == "PATCH" else None
+        if cut is not None:
+            cuts, patch = m.get("cuts", 1 << 30), count("cutupload")
+            if not (patch in cuts if isinstance(cuts, list) else patch <= cuts):
+                cut = None
+        held = None
+        if m.get("buffered"):
+            # As proxies do: nothing is sent on before all of it is there.
+            held = self.rfile.read(length if cut is None else min(cut, length))
+            entry["received"] = len(held)
+            if len(held) < length:
+                self.close_connection = True
+                return self.connection.shutdown(2)
         upstream = http.client.HTTPConnection("127.0.0.1", UPSTREAM)
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in headers.items():
             upstream.putheader(name, value)
         upstream.endheaders()
-        cut = m.get("cutupload") if self.command == "PATCH" else None
-        if cut is not None and count("cutupload") > m.get("cuts", 1 << 30):
-            cut = None
         received = 0
+        if held is not None:
+            upstream.send(held)
+            received = length
         while received < length:
             piece = self.rfile.read(min(65536, length - received, (cut or length) - received))
             if not piece:
@@ -180,6 +205,8 @@ class Handler(BaseHTTPRequestHandler):
                 value = str(size + m.get("longer", 0) - m.get("shorter", 0))
             if name.lower() == "content-range" and "wrongrange" in m:
                 value = "bytes 0-" + value.split("-", 1)[1]
+            if name.lower() == "location" and "uploadsgo" in m and not self.elsewhere:
+                value = m["uploadsgo"].replace("PORT", str(PORTS[1])) + value
             self.send_header(name, value)
         if lie and "unsaid" in m or not answer.headers.get("Content-Length") and body_is_sent:
             self.send_header("Connection", "close")
