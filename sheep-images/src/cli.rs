@@ -134,6 +134,9 @@ pub struct Pull {
     /// Which image, of one for several platforms [default: this machine's]
     #[arg(long, value_name = "OS/ARCH")]
     pub platform: Option<String>,
+    /// Only store it: what is in the layers is checked when somebody unpacks it
+    #[arg(long)]
+    pub no_unpack: bool,
     /// The registry.
     #[command(flatten)]
     pub registry: RegistryArgs,

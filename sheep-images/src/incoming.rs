@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::scratch::Scratch;
 use crate::store::beginning::Beginning;
 use crate::store::stage::Stage;
 use crate::store::{Store, content, is_whole};
-use crate::stream::{Intake, Known, Stream, Summary};
+use crate::stream::{self, Counted, Intake, Known, Stream, Summary};
 use crate::unpack::{self, LeftOut, Received, Unpacked};
 
 /// An image on its way in.
@@ -102,6 +102,8 @@ pub struct Way<'a> {
     stage: &'a Stage,
     limits: LimitArgs,
     progress: &'a Progress,
+    /// Whether layers are unpacked, and it is seen that they are what the configuration says. Where not, the stage has to say that.
+    pub unpacks: bool,
     /// Each blob of an image in the store, with what is in it.
     pairs: HashSet<(Digest, Digest)>,
 }
@@ -110,7 +112,7 @@ impl<'a> Way<'a> {
     /// Into the store by way of the stage.
     pub fn new(store: &'a Store, stage: &'a Stage, limits: LimitArgs, progress: &'a Progress) -> Result<Self> {
         let pairs = store.known_layers()?;
-        Ok(Way { store, stage, limits, progress, pairs })
+        Ok(Way { store, stage, limits, progress, unpacks: true, pairs })
     }
 
     /// Whether an image that is here says that this is what is in the blob, and has it unpacked: one that comes may lie. Whether it is
@@ -293,11 +295,10 @@ fn check_size(layer: &Planned, size: u64) -> Result<()> {
     }
 }
 
-/// A layer that need not come: the store has its blob, and knows what is in it.
+/// A layer that need not come: the store has its blob, and knows what is in it where that matters.
 fn known(way: &Way<'_>, layer: &Planned) -> Result<Option<Taken>> {
-    let Some(descriptor) = layer.descriptor.as_ref().filter(|descriptor| way.knows(descriptor, &layer.diff_id)) else {
-        return Ok(None);
-    };
+    let is_known = |descriptor: &&Descriptor| !way.unpacks || way.knows(descriptor, &layer.diff_id);
+    let Some(descriptor) = layer.descriptor.as_ref().filter(is_known) else { return Ok(None) };
     let Some(kept) = keep(way.store, descriptor)? else { return Ok(None) };
     Ok(Some(Taken { _kept: Some(kept), ..Taken::known(descriptor) }))
 }
@@ -311,9 +312,12 @@ fn taken(
     size: u64,
     store: Option<File>,
 ) -> Result<Taken> {
-    let scratch = Scratch::new(&way.store.layers())?;
     let name = layer.descriptor.as_ref().map_or(&layer.diff_id, |descriptor| &descriptor.digest);
     let came = way.progress.add(name.as_str(), Some(size));
+    if !way.unpacks {
+        return blob(layer, number, Counted { inner: source, came }, store);
+    }
+    let scratch = Scratch::new(&way.store.layers())?;
     let intake = Intake { store, known: Known::Nothing, max_ratio: way.limits.max_ratio, came };
     let Received { summary, left_out, implied } =
         unpack::receive(Stream::start(source, intake), scratch.fd(), way.limits)?;
@@ -329,6 +333,36 @@ fn taken(
     let media_type = format!("{}{}", oci::LAYER, codec.media_suffix());
     let (file, unpacked) = (Some(file_name(number)), Some(Unpacked { scratch, implied }));
     Ok(Taken { digest, size, media_type, file, unpacked, _kept: None, beginning: None, left_out })
+}
+
+/// Takes a layer's blob as it is, and checks only that it is what its digest says.
+fn blob(layer: &Planned, number: usize, source: impl Read, store: Option<File>) -> Result<Taken> {
+    let descriptor = layer.descriptor.as_ref().context("a layer without a digest")?;
+    let digest = match store {
+        None => Digest::of_all(source)?,
+        Some(file) => Digest::of_all(Kept { inner: source, file, at: 0 })?,
+    };
+    if digest != descriptor.digest {
+        bail!("its digest is {digest}, and the image says {}", descriptor.digest);
+    }
+    Ok(Taken { file: Some(file_name(number)), ..Taken::known(descriptor) })
+}
+
+/// Writes to a file what is read through it.
+struct Kept<R> {
+    inner: R,
+    file: File,
+    at: u64,
+}
+
+impl<R: Read> Read for Kept<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(into)?;
+        self.file.write_all(&into[..n])?;
+        stream::write_out(&self.file, self.at, n)?;
+        self.at += n as u64;
+        Ok(n)
+    }
 }
 
 /// Where a blob was that does not come.

@@ -42,8 +42,10 @@ fn pull(store: &Store, args: &Pull, what: &str) -> Result<LoadedImage> {
     let (repository, found) = find(&args.registry, &remote, |repository| repository.manifest(&remote, &platform))?;
     let progress = Progress::start(args.progress.progress);
     if let Some(image) = there(store, &found.descriptor, name.as_ref())? {
-        let left_out = unpack::ensure(store, &image, args.limits, &progress)?;
-        unpack::tell_left_out(what, left_out);
+        if !args.no_unpack {
+            let left_out = unpack::ensure(store, &image, args.limits, &progress)?;
+            unpack::tell_left_out(what, left_out);
+        }
         return Ok(image);
     }
     let config = repository.config(&found.manifest.config)?;
@@ -64,10 +66,12 @@ fn pull(store: &Store, args: &Pull, what: &str) -> Result<LoadedImage> {
         let descriptor = layer.descriptor.as_ref().context("a layer without a digest")?;
         download(store, &repository, descriptor)
     };
-    let stage = Stage::new(store)?;
+    let mut stage = Stage::new(store)?;
+    stage.unproven = args.no_unpack;
     let images = [(name, plan)];
     let layers = incoming::distinct(&images)?;
-    let way = Way::new(store, &stage, args.limits, &progress)?;
+    let mut way = Way::new(store, &stage, args.limits, &progress)?;
+    way.unpacks = !args.no_unpack;
     let taken = parallel::each_of(AT_ONCE, &layers, |number, layer| {
         incoming::one_download(&way, layer, number, open).with_context(|| format!("layer {}", layer.name))
     })?;
@@ -76,7 +80,9 @@ fn pull(store: &Store, args: &Pull, what: &str) -> Result<LoadedImage> {
     drop(progress);
     unpack::tell_left_out(what, left_out);
     let image = store.load(images.first().context("an image that was taken in")?)?;
-    unpack::rest(store, &image, args.limits, args.progress.progress, what)?;
+    if !args.no_unpack {
+        unpack::rest(store, &image, args.limits, args.progress.progress, what)?;
+    }
     Ok(image)
 }
 

@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -78,46 +78,61 @@ impl Ask {
 
 /// An HTTP client: settings, and connections that are used again.
 pub struct Client {
-    agent: Agent,
-    /// For this very machine, which no proxy knows.
-    direct: Agent,
+    /// For this very machine, without encryption: no proxy knows it, and no roots are asked for.
+    plain: Agent,
+    /// For all others. The system's roots are some 150 files, and reading them takes longer than a request to a registry nearby: they
+    /// are read when they are needed.
+    trusting: OnceLock<Agents>,
+    /// Roots that the system has not.
+    own: Vec<Certificate<'static>>,
+    timeout: Duration,
     tries: u32,
+}
+
+/// Those that know which roots to trust.
+struct Agents {
+    through_proxy: Agent,
+    /// For this very machine.
+    direct: Agent,
 }
 
 impl Client {
     /// A client that trusts the system's roots, and those in the file `ca`, and gives up a connection on which nothing
     /// comes for `timeout`.
     pub fn new(ca: Option<&Path>, timeout: Duration) -> Result<Self> {
-        // What of the system's roots cannot be read is not trusted; a registry that needs it is refused by name.
-        let mut roots: Vec<Certificate<'static>> = rustls_native_certs::load_native_certs()
-            .certs
-            .iter()
-            .map(|root| Certificate::from_der(root.as_ref()).to_owned())
-            .collect();
-        if let Some(file) = ca {
-            let own = certificates(file).with_context(|| format!("--ca {}", file.display()))?;
-            roots.extend(own);
-        }
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::Specific(Arc::new(roots)))
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .build();
-        let agent = |builder: ConfigBuilder<AgentScope>| {
-            builder
-                .http_status_as_error(false)
-                .max_redirects(0)
-                .max_redirects_will_error(false)
-                .user_agent(USER_AGENT)
-                .tls_config(tls.clone())
-                .timeout_connect(Some(timeout))
-                .timeout_recv_response(Some(timeout))
-                .timeout_per_read(Some(timeout))
-                .timeout_per_write(Some(timeout))
-                .build()
-                .new_agent()
+        let own = match ca {
+            Some(file) => certificates(file).with_context(|| format!("--ca {}", file.display()))?,
+            None => Vec::new(),
         };
-        let (through_proxy, direct) = (Agent::config_builder(), Agent::config_builder().proxy(None));
-        Ok(Client { agent: agent(through_proxy), direct: agent(direct), tries: TRIES })
+        let plain = agent(Agent::config_builder().proxy(None), timeout);
+        Ok(Client { plain, trusting: OnceLock::new(), own, timeout, tries: TRIES })
+    }
+
+    fn trusting(&self) -> &Agents {
+        self.trusting.get_or_init(|| {
+            // What of the system's roots cannot be read is not trusted; a registry that needs it is refused by name.
+            let mut roots: Vec<Certificate<'static>> = rustls_native_certs::load_native_certs()
+                .certs
+                .iter()
+                .map(|root| Certificate::from_der(root.as_ref()).to_owned())
+                .collect();
+            roots.extend(self.own.iter().cloned());
+            let tls = TlsConfig::builder()
+                .root_certs(RootCerts::Specific(Arc::new(roots)))
+                .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .build();
+            let builder = || Agent::config_builder().tls_config(tls.clone());
+            Agents { through_proxy: agent(builder(), self.timeout), direct: agent(builder().proxy(None), self.timeout) }
+        })
+    }
+
+    /// Who sends a request to a host.
+    fn agent(&self, url: &str, host: &str) -> &Agent {
+        match (url::is_loopback(host), url.starts_with("http:")) {
+            (true, true) => &self.plain,
+            (true, false) => &self.trusting().direct,
+            (false, _) => &self.trusting().through_proxy,
+        }
     }
 
     /// Sends a request, again where that may help, and follows where it is sent on. Gives whatever answer there is at the end,
@@ -184,12 +199,25 @@ impl Client {
             request = request.header(header::AUTHORIZATION, authorization);
         }
         let request = request.body(body).with_context(place)?;
-        let agent = if url::is_loopback(&host) { &self.direct } else { &self.agent };
-        match agent.run(request) {
+        match self.agent(url, &host).run(request) {
             Ok(response) => Ok(Answer::new(response, host, ask)),
             Err(error) => Err(failure(&error, &place(), url)),
         }
     }
+}
+
+fn agent(builder: ConfigBuilder<AgentScope>, timeout: Duration) -> Agent {
+    builder
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(USER_AGENT)
+        .timeout_connect(Some(timeout))
+        .timeout_recv_response(Some(timeout))
+        .timeout_per_read(Some(timeout))
+        .timeout_per_write(Some(timeout))
+        .build()
+        .new_agent()
 }
 
 /// How long to wait between tries, and how often.

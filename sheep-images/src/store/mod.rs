@@ -7,6 +7,7 @@
 //! images/.tmp-…/                                        blobs being written, and `candidates` (see [`stage`])
 //! images/.partial/<hex>.<size>                         a blob that came whole of an image that did not (see [`partial`])
 //! images/.partial-<hex>                                 what came of a blob before it broke off (see [`beginning`])
+//! images/.unproven-<hex>                                an image whose layers nobody has looked into (see [`unproven`])
 //! images/.damaged-<hex>                                 a blob that `verify --repair` took out of the way
 //! layers/sha256/<hex of diffID>/                        an unpacked layer
 //! layers/sha256/<hex of chainID>/                       one completed for the layers below it (see unpack/implied.rs)
@@ -23,6 +24,7 @@ pub mod partial;
 mod reap;
 pub mod settle;
 pub mod stage;
+pub mod unproven;
 pub mod users;
 
 use std::collections::{BTreeSet, HashSet};
@@ -224,7 +226,11 @@ impl Store {
     /// Where an image's layers are unpacked, bottom first, each looked for when it is asked for; `None` for one that is not.
     pub fn layer_paths<'a>(&'a self, image: &'a LoadedImage) -> impl Iterator<Item = Result<Option<PathBuf>>> + 'a {
         let mut below = Vec::new();
+        let unproven = self.is_unproven(&image.digest);
         image.layers().zip(image.chain_ids()).map(move |((_, diff_id), chain_id)| {
+            if unproven {
+                return Ok(None);
+            }
             let path = self.layer_path(diff_id, &chain_id, &below)?;
             below.extend(path.clone());
             Ok(path)
@@ -246,6 +252,8 @@ impl Store {
 
     /// Deletes a blob; absent is fine. The caller holds the lock, and knows that no image needs it.
     pub fn delete_blob(&self, digest: &Digest) -> Result<()> {
+        // First: one that stays without its image would be nobody's.
+        self.forget_unproven(digest)?;
         let path = self.blob(digest);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {

@@ -38,12 +38,14 @@ pub struct Candidates {
 #[derive(Debug)]
 pub struct Stage {
     scratch: Scratch,
+    /// Nobody looked into the layers (see [`super::unproven`]).
+    pub unproven: bool,
 }
 
 impl Stage {
     /// Makes an empty stage.
     pub fn new(store: &Store) -> Result<Self> {
-        Ok(Stage { scratch: Scratch::new(&store.root.images())? })
+        Ok(Stage { scratch: Scratch::new(&store.root.images())?, unproven: false })
     }
 
     /// Where a file of the stage is.
@@ -193,6 +195,9 @@ impl Stage {
         File::open(&dir).and_then(|dir| dir.sync_all()).with_context(|| format!("sync {}", dir.display()))?;
         let mut named = Vec::with_capacity(images.len());
         for (name, image) in images {
+            if self.unproven && !index.manifests.iter().any(|there| there.digest == image.digest) {
+                store.mark_unproven(&image.digest)?;
+            }
             match name {
                 Some(name) => set_name(&mut index, image.clone(), name),
                 None if index.manifests.iter().any(|there| there.digest == image.digest) => {}

@@ -16,7 +16,7 @@ mod to;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::BufRead;
+use std::io::{self, BufRead};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
@@ -105,6 +105,18 @@ pub fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs, progress: &
             _ => missing.push(layer),
         }
     }
+    let unproven = store.is_unproven(&image.digest);
+    if unproven {
+        let known = store.known_layers()?;
+        let seen = |layer: &Placed<'_>| {
+            known.contains(&(layer.descriptor.digest.clone(), layer.diff_id.clone()))
+                || missing
+                    .iter()
+                    .any(|other| (&other.descriptor.digest, other.diff_id) == (&layer.descriptor.digest, layer.diff_id))
+        };
+        let doubtful: Vec<&Placed<'_>> = layers.iter().filter(|layer| !seen(layer)).collect();
+        parallel::each(&doubtful, |_, layer| prove(layer, &blobs, limits, progress))?;
+    }
     let unpacked = parallel::each(&missing, |_, layer| unpack(store, layer, &blobs, limits, progress))?;
     let mut unpacked: HashMap<&Digest, Unpacked> = missing
         .iter()
@@ -128,6 +140,9 @@ pub fn ensure(store: &Store, image: &LoadedImage, limits: LimitArgs, progress: &
             path = Some(store.layer_dir(&digest));
         }
         below.extend(path);
+    }
+    if unproven {
+        store.forget_unproven(&image.digest)?;
     }
     Ok(left_out)
 }
@@ -161,41 +176,58 @@ fn unpack(
     limits: LimitArgs,
     progress: &Progress,
 ) -> Result<(Unpacked, LeftOut)> {
-    let Placed { descriptor, diff_id, .. } = layer;
-    let context = || format!("layer {}", descriptor.digest);
+    let descriptor = layer.descriptor;
     let scratch = Scratch::new(&store.layers())?;
     let blob = blobs.get(&descriptor.digest).context("a layer without a blob")?;
-    // A position of its own: another place of the image may have the same blob.
-    let source = File::open(format!("/proc/self/fd/{}", blob.as_raw_fd())).with_context(context)?;
-    let came = progress.add(descriptor.digest.as_str(), Some(descriptor.size));
-    let known = content::known(blob, diff_id).unwrap_or_else(|| Known::Stored(descriptor.digest.clone()));
-    let intake = Intake { came, ..Intake::of_the_store(known, limits.max_ratio) };
-    let received = receive(Stream::start(source, intake), scratch.fd(), limits).and_then(|received| {
-        let Summary { digest, diff_id: found, .. } = &received.summary;
-        if found != *diff_id {
-            bail!("unpacked it is {found}, and the image says {diff_id}");
-        }
-        // What is wrong then is said below.
-        if *digest != descriptor.digest {
-            bail!("its digest is {digest}");
-        }
+    let received = receive(stream(layer, blob, limits, progress)?, scratch.fd(), limits).and_then(|received| {
+        is_what_it_should_be(&received.summary, layer)?;
         Ok(received)
     });
-    let Received { left_out, implied, .. } = match received {
-        Ok(received) => received,
-        // Only now it matters what of it is wrong.
-        Err(error) => {
-            let stored = digest_of(blob).with_context(context)?;
-            if stored != descriptor.digest {
-                bail!(
-                    "layer {}: what is stored has the digest {stored}; import or fetch the image again",
-                    descriptor.digest
-                );
-            }
-            return Err(error).with_context(context);
-        }
-    };
+    let Received { left_out, implied, .. } = received.or_else(|error| blame(descriptor, blob, error))?;
     Ok((Unpacked { scratch, implied }, left_out))
+}
+
+/// Reads a layer of which there is an unpacked one, to see that it unpacks to that.
+fn prove(layer: &Placed<'_>, blobs: &HashMap<&Digest, File>, limits: LimitArgs, progress: &Progress) -> Result<()> {
+    let descriptor = layer.descriptor;
+    let blob = blobs.get(&descriptor.digest).context("a layer without a blob")?;
+    let mut stream = stream(layer, blob, limits, progress)?;
+    let read = io::copy(&mut stream, &mut io::sink()).map_err(anyhow::Error::from);
+    let found = read.and_then(|_| stream.finish()).and_then(|summary| is_what_it_should_be(&summary, layer));
+    found.or_else(|error| blame(descriptor, blob, error))
+}
+
+/// What is in a blob of the store.
+fn stream(layer: &Placed<'_>, blob: &File, limits: LimitArgs, progress: &Progress) -> Result<Stream> {
+    let Placed { descriptor, diff_id, .. } = layer;
+    // A position of its own: another place of the image may have the same blob.
+    let source = File::open(format!("/proc/self/fd/{}", blob.as_raw_fd()));
+    let source = source.with_context(|| format!("layer {}", descriptor.digest))?;
+    let came = progress.add(descriptor.digest.as_str(), Some(descriptor.size));
+    let known = content::known(blob, diff_id).unwrap_or_else(|| Known::Stored(descriptor.digest.clone()));
+    Ok(Stream::start(source, Intake { came, ..Intake::of_the_store(known, limits.max_ratio) }))
+}
+
+fn is_what_it_should_be(summary: &Summary, layer: &Placed<'_>) -> Result<()> {
+    let Summary { digest, diff_id, .. } = summary;
+    if diff_id != layer.diff_id {
+        bail!("unpacked it is {diff_id}, and the image says {}", layer.diff_id);
+    }
+    // One of the two was known before it was read.
+    if *digest != layer.descriptor.digest {
+        bail!("its digest is {digest}");
+    }
+    Ok(())
+}
+
+/// The error of a blob that was not as it should be. Only now it matters what of it is wrong.
+fn blame<T>(descriptor: &Descriptor, blob: &File, error: anyhow::Error) -> Result<T> {
+    let context = || format!("layer {}", descriptor.digest);
+    let stored = digest_of(blob).with_context(context)?;
+    if stored != descriptor.digest {
+        bail!("layer {}: what is stored has the digest {stored}; import or fetch the image again", descriptor.digest);
+    }
+    Err(error).with_context(context)
 }
 
 /// The digest of what is stored, as it is now.

@@ -182,6 +182,69 @@ fn pulls_what_skopeo_pushed() {
     }
 }
 
+/// Another image in `layout`: `liar`, which calls the first layer of `app` by the digest of what is in the second.
+const LIAR: &str = r#"
+    put() { set -- "$(sha256sum < $1 | cut -c-64)" "$1" && cp $2 layout/blobs/sha256/$1 && echo "{\"digest\":\"sha256:$1\",\"size\":$(stat -c %s $2)}"; }
+    at() { echo layout/blobs/sha256/$(jq -r "$1.digest" $2 | cut -d: -f2); }
+    m=$(at .manifests[0] layout/index.json) && jq -c '.rootfs.diff_ids |= [.[1]]' $(at .config $m) > c && config=$(put c) &&
+    jq -c --argjson new "$config" '.config += $new | .layers |= [.[0]]' $m > m && manifest=$(put m) &&
+    jq -c --argjson new "$manifest" '.manifests += [.manifests[0] + $new + {"annotations": {"org.opencontainers.image.ref.name": "liar"}}]' layout/index.json > i && mv i layout/index.json"#;
+
+#[test]
+fn stored_only_and_looked_into_when_it_is_unpacked() {
+    let world = World::root();
+    let real = registry(&world, "");
+    fill(&world, real.port);
+    let between = Between::start(&world, real.port);
+    let port = between.server.port;
+    let app = format!("127.0.0.1:{port}/dir/app:v1");
+    let paths =
+        |name: &str| world.sh(&format!("sheep-images inspect {name} | jq -c '.image.layers | map(.path)'")).ok();
+    let marks = || world.sh("find data/images -name '.unproven-*' | wc -l").ok();
+    // A damaged one does not come in.
+    between.mode(json!({"flip": 1_000_000, "above": 100_000}));
+    world.sh(&format!("sheep-images pull --no-unpack {app}")).fails(1, "its digest is sha256:");
+    assert_eq!(world.sh("sheep-images ls --json; ls data/images/blobs/sha256; find data -name '.tmp-*'").ok(), "");
+    // Another process is getting one of the layers.
+    between.mode(json!({}));
+    let held = world.sh("jq -r .manifests[0].digest layout/index.json | cut -d: -f2 | xargs -I{} jq -r .layers[1].digest layout/blobs/sha256/{} | cut -d: -f2").ok();
+    world
+        .sh(&format!(
+            "rm -f data/images/.partial-*; flock data/images/.partial-{held} sheep-images pull --no-unpack {app} && rm data/images/.partial-{held}"
+        ))
+        .ok();
+    assert_eq!((between.asked("GET", "/manifests/").len(), between.asked("GET", "/blobs/").len()), (1, 3));
+    assert_eq!((paths(&app).as_str(), marks().as_str()), ("[null,null]", "1"));
+    assert_eq!(world.sh("ls data/layers/sha256 && sheep-images verify").ok(), "");
+    between.mode(json!({}));
+    world.sh(&format!("sheep-images pull --no-unpack {app} && sheep-images push {app} 127.0.0.1:{port}/copy/app")).ok();
+    assert_eq!((between.asked("GET", "").len(), between.asked("GET", "/dir/").len()), (1, 1));
+    // Of a layer that is there, from another blob, it is not taken on trust that this one is the same.
+    world.sh("sheep-images import one 1.tar").ok();
+    assert_eq!(paths(&app), "[null,null]");
+    between.mode(json!({}));
+    world.sh(&format!("sheep-images pull {app}")).ok();
+    assert_eq!((between.log().len(), marks().as_str()), (1, "0"));
+    assert!(!paths(&app).contains("null"));
+    assert_app(&world, &app);
+    // One that lies gets nothing of what is in the other's layers, and teaches the store nothing.
+    let push = format!("skopeo copy -q --dest-tls-verify=false oci:layout:liar docker://127.0.0.1:{port}/dir/liar:v1");
+    world.sh(&format!("{LIAR} && {push}")).ok();
+    let liar = format!("127.0.0.1:{port}/dir/liar:v1");
+    between.mode(json!({}));
+    world.sh(&format!("sheep-images pull --no-unpack {liar}")).ok();
+    assert_eq!(between.log().len(), 2, "what the store has does not come once more");
+    for what in ["pull", "unpack", "unpack --to out", "export --format rootfs -o out"] {
+        let (verb, more) = what.split_once(' ').unwrap_or((what, ""));
+        world.sh(&format!("sheep-images {verb} {liar} {more}")).fails(1, "unpacked it is sha256:");
+    }
+    world.sh("sheep-images import x layout --ref liar").fails(1, "unpacked it is sha256:");
+    assert_eq!((paths(&liar).as_str(), marks().as_str()), ("[null]", "1"));
+    assert_app(&world, &app);
+    world.sh(&format!("sheep-images rm {liar}")).ok();
+    assert_eq!(marks(), "0");
+}
+
 #[test]
 fn several_platforms_and_dockers_types() {
     let world = World::root();
