@@ -6,9 +6,13 @@ mod harness;
 mod image_maker;
 #[path = "cli/maker.rs"]
 mod maker;
+#[path = "cli/servers.rs"]
+mod servers;
 
 #[path = "cli/bootstrap.rs"]
 mod bootstrap;
+#[path = "cli/broken.rs"]
+mod broken;
 #[path = "cli/care.rs"]
 mod care;
 #[path = "cli/containerd.rs"]

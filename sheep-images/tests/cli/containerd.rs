@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::World;
-use crate::registry::{LAYOUT, app, registry};
+use crate::servers::{LAYOUT, app, registry};
 
 /// Debian's containerd, with all its files in the world's directory; ended by its pid.
 struct Containerd {

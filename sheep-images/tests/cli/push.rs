@@ -1,10 +1,10 @@
-//! What goes to a registry in another form than one image as it is stored: compressed anew, and for several platforms.
+//! What goes to registries: as it is stored, compressed anew, for several platforms; gone on with where it broke off.
 
 use serde_json::{Value, json};
 
 use crate::harness::World;
 use crate::interop::PODMAN;
-use crate::registry::{Between, LAYOUT, app, registry};
+use crate::servers::{Between, LAYOUT, app, registry};
 
 /// The manifest of an image in a registry, by skopeo.
 fn manifest(world: &World, reference: &str) -> Value {
@@ -199,4 +199,153 @@ END
     let other = manifests[if cfg!(target_arch = "x86_64") { 1 } else { 0 }];
     world.sh(&format!("rm data/images/blobs/sha256/{}", &other["sha256:".len()..])).ok();
     world.sh(&format!("sheep-images push both {at}/dir/part:v1")).fails(1, &format!("({other} is missing)"));
+}
+
+#[test]
+fn the_others_get_what_we_push_and_we_what_they_push() {
+    let world = World::root();
+    let real = registry(&world, "");
+    let port = real.port;
+    let digest = app(&world);
+    let out = world.sh(&format!("sheep-images push app 127.0.0.1:{port}/dir/app:v1"));
+    assert_eq!((out.code, out.stderr.as_str()), (0, ""));
+    assert_eq!(
+        world
+            .sh(&format!("skopeo inspect --tls-verify=false docker://127.0.0.1:{port}/dir/app:v1 | jq -r .Digest"))
+            .ok(),
+        digest
+    );
+    world.sh(&format!("skopeo copy -q --src-tls-verify=false docker://127.0.0.1:{port}/dir/app:v1 oci:back:app")).ok();
+    assert_eq!(world.sh("jq -r .manifests[0].digest back/index.json").ok(), digest);
+    let podman = format!("{PODMAN}
+        podman pull -q --tls-verify=false 127.0.0.1:{port}/dir/app:v1 >/dev/null && podman image inspect --format '{{{{.Digest}}}}' 127.0.0.1:{port}/dir/app:v1
+        podman tag 127.0.0.1:{port}/dir/app:v1 127.0.0.1:{port}/podman/app && podman push -q --digestfile podman.digest --tls-verify=false 127.0.0.1:{port}/podman/app
+        ctr=$(buildah from --pull-never 127.0.0.1:{port}/dir/app:v1) && buildah config --env X=y $ctr && buildah commit -q --tls-verify=false $ctr docker://127.0.0.1:{port}/buildah/app:v2 >/dev/null");
+    let out = world.sh(&podman);
+    assert_eq!((out.code, out.stdout.trim()), (0, digest.as_str()), "{}", out.stderr);
+    // podman says itself what it pushed; what skopeo pushed it had from a layout, see pulls_what_skopeo_pushed.
+    let podmans = world
+        .sh(&format!("sheep-images pull 127.0.0.1:{port}/podman/app --name theirs --print digest; cat podman.digest"))
+        .ok();
+    assert!(matches!(podmans.split_once('\n'), Some((ours, theirs)) if ours == theirs), "{podmans}");
+    for reference in ["podman/app", "buildah/app:v2"] {
+        let theirs = world
+            .sh(&format!("skopeo inspect --tls-verify=false docker://127.0.0.1:{port}/{reference} | jq -r .Digest"))
+            .ok();
+        assert_eq!(
+            world.sh(&format!("sheep-images pull 127.0.0.1:{port}/{reference} --name theirs --print digest")).ok(),
+            theirs
+        );
+        world.sh("sheep-images unpack theirs --to theirs --print path && cmp 2/usr/big theirs/usr/big && rm -r theirs && sheep-images verify").ok();
+    }
+    assert!(world.sh("sheep-images inspect theirs --print image.config.config.Env").ok().contains("X=y"));
+}
+
+#[test]
+fn what_is_there_is_not_sent_and_what_is_near_is_mounted() {
+    let world = World::root();
+    let real = registry(&world, "");
+    let between = Between::start(&world, real.port);
+    let port = between.server.port;
+    app(&world);
+    let push = format!("sheep-images push app 127.0.0.1:{port}/dir/app:v1 --print digest");
+    for mode in [json!({"token": "sheep:pw", "anonymous": true}), json!({})] {
+        between.mode(mode);
+        world.sh(&push).ok();
+    }
+    assert!(between.log().iter().all(|entry| entry["method"] == "HEAD"), "{:?}", between.log());
+    // By its name here we know where it is there.
+    between.mode(json!({"token": "sheep:pw", "anonymous": true}));
+    world.sh(&format!("sheep-images tag app 127.0.0.1:{port}/dir/app:v1 && sheep-images push app 127.0.0.1:{port}/other/app --print digest")).ok();
+    let mounted = between.asked("POST", "/v2/other/app/blobs/uploads/?mount=sha256");
+    assert_eq!(mounted.len(), 2 + mounted.iter().filter(|entry| entry["refused"] == true).count());
+    assert!(between.asked("PATCH", "").is_empty() && between.asked("PUT", "/blobs/").is_empty(), "{:?}", between.log());
+    world.sh(&format!("skopeo inspect --tls-verify=false docker://127.0.0.1:{}/other/app", real.port)).ok();
+    // The image's own name says where it goes.
+    world.sh(&format!("sheep-images tag app 127.0.0.1:{port}/own:v7 && sheep-images push 127.0.0.1:{port}/own:v7 && sheep-images inspect --remote 127.0.0.1:{port}/own:v7")).ok();
+    world.sh("sheep-images push app").fails(2, "say where: push app REGISTRY/NAME");
+    world.sh("sheep-images push nosuch localhost:1/x").fails(3, "no such image");
+    world.sh(&format!("sheep-images push app localhost:{port}/x@sha256:{}", "0".repeat(64))).fails(2, "by a tag");
+    between.mode(json!({"token": "sheep:pw"}));
+    world.sh(&format!("sheep-images push app 127.0.0.1:{port}/secret/app")).fails(1, "token for 127.0.0.1");
+    // What is damaged here does not get there.
+    world
+        .sh("for b in $(ls -S data/images/blobs/sha256 | head -1); do truncate -s -1 data/images/blobs/sha256/$b; done")
+        .ok();
+    between.mode(json!({}));
+    world.sh(&format!("sheep-images push app 127.0.0.1:{port}/new/app")).fails(1, "'sheep-images verify' says more");
+}
+
+#[test]
+fn a_push_that_breaks_off_goes_on() {
+    let world = World::root();
+    let real = registry(&world, "");
+    let between = Between::start(&world, real.port);
+    let port = between.server.port;
+    let digest = app(&world);
+    let size: u64 = world.sh("stat -c %s data/images/blobs/sha256/* | sort -n | tail -1").ok().parse().unwrap();
+    for (n, mode) in [
+        // A registry that knows what it has, and one that begins anew.
+        json!({"cutupload": 1_500_000, "cuts": 2, "uploads": true}),
+        json!({"cutupload": 1_500_000, "cuts": 2}),
+        json!({"fail": 2}),
+        json!({"fail": 1, "status": 429, "after": 1}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        between.mode(mode.clone());
+        world.sh(&format!("sheep-images push app 127.0.0.1:{port}/n{n}/app --print digest")).ok();
+        assert_eq!(
+            world
+                .sh(&format!(
+                    "skopeo inspect --tls-verify=false docker://127.0.0.1:{}/n{n}/app | jq -r .Digest",
+                    real.port
+                ))
+                .ok(),
+            digest
+        );
+        if mode["cutupload"].is_u64() {
+            let patches = between.asked("PATCH", "");
+            assert_eq!(patches.len(), 3);
+            let received: u64 = patches.iter().map(|entry| entry["received"].as_u64().unwrap()).sum();
+            assert!(mode["uploads"].is_null() || received == size, "{received} for {size}");
+        }
+    }
+    between.mode(json!({"cutupload": 1000}));
+    world.sh(&format!("sheep-images push app 127.0.0.1:{port}/never/app --timeout 3")).fails(1, "upload of blob");
+}
+
+#[test]
+fn a_registry_that_forgets_gets_chunks() {
+    let world = World::root();
+    let real = registry(&world, "");
+    let between = Between::start(&world, real.port);
+    let port = between.server.port;
+    world.sh("mkdir 1 && head -c 20000000 /dev/urandom > 1/big && tar -C 1 --format=posix -czf t.tgz . && sheep-images import app t.tgz").ok();
+    let size: u64 = world.sh("stat -c %s data/images/blobs/sha256/* | sort -n | tail -1").ok().parse().unwrap();
+    let (cut, chunk) = (3_000_000, 8 << 20);
+    // Debian's docker-registry throws away what came of an upload when one of its requests breaks off. Before it a proxy that holds a
+    // request back until it is whole, as nginx does, so that only the request is lost; and none, so that all is.
+    for (n, (mode, patches, at_most)) in [
+        // Once, in the first request: then chunks.
+        (json!({"cutupload": cut, "cuts": [1]}), 4, size + cut),
+        (json!({"cutupload": cut, "cuts": [1], "buffered": true}), 4, size + cut),
+        // Then once in each chunk, of which no other is sent again.
+        (json!({"cutupload": cut, "cuts": [1, 2, 4, 6], "buffered": true}), 7, size + 4 * cut),
+        (json!({"cutupload": cut, "cuts": [1, 3]}), 6, size + cut + chunk + cut),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        between.mode(mode.clone());
+        let digest = world.sh(&format!("sheep-images push app 127.0.0.1:{port}/n{n}/app --print digest")).ok();
+        let asked = between.asked("PATCH", "");
+        let received: u64 = asked.iter().map(|entry| entry["received"].as_u64().unwrap()).sum();
+        assert!(received <= at_most, "{mode}: {received} bytes came of {size}");
+        assert_eq!(asked.len(), patches, "{mode}");
+        assert!(asked[1..].iter().all(|entry| entry["received"].as_u64() <= Some(chunk)), "{mode}: {asked:?}");
+        let there = format!("skopeo inspect --tls-verify=false docker://127.0.0.1:{}/n{n}/app", real.port);
+        assert_eq!(world.sh(&format!("{there} | jq -r .Digest")).ok(), digest, "{mode}");
+    }
 }
