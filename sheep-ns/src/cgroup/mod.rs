@@ -5,7 +5,9 @@
 
 pub mod devices;
 pub mod files;
+mod stats;
 mod tree;
+mod update;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -199,9 +201,12 @@ impl Cgroup {
         }
     }
 
-    /// Stops every process in the group, and waits until they are stopped.
+    /// Stops every process in the group, and waits until they are stopped. Where one cannot be stopped, all go on.
     pub fn freeze(&self) -> Result<()> {
-        self.set_frozen(true)
+        self.set_frozen(true).inspect_err(|_| {
+            // The error that matters is the one already held.
+            let _ = tree::write(self.dir(), "cgroup.freeze", "0");
+        })
     }
 
     /// Lets a frozen group go on, and waits until it does.
@@ -230,13 +235,18 @@ impl Cgroup {
         Ok(())
     }
 
+    /// A descriptor that polls as `PRI` when [`Cgroup::oom_kills`] may have changed; `None` without a memory controller.
+    pub fn memory_events(&self) -> Result<Option<OwnedFd>> {
+        match openat(self.dir(), "memory.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(events) => Ok(Some(events)),
+            Err(Errno::NOENT | Errno::NODEV) => Ok(None),
+            Err(errno) => Err(errno).with_context(|| format!("control group {}: memory.events", self.path)),
+        }
+    }
+
     /// How many processes of the group were killed because memory was out; `None` without a memory controller.
     pub fn oom_kills(&self) -> Result<Option<u64>> {
-        match tree::read(self.dir(), "memory.events") {
-            Ok(text) => Ok(tree::field(&text, "oom_kill")),
-            Err(error) if is_gone(&error) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("control group {}: memory.events", self.path)),
-        }
+        Ok(self.read("memory.events")?.and_then(|text| tree::field(&text, "oom_kill")))
     }
 
     /// Removes the group, its children first, waiting for killed processes to be gone; then its parent `/sheep` when
@@ -260,6 +270,11 @@ impl Cgroup {
         }
         remove_parent(&tree, &names);
         Ok(())
+    }
+
+    /// Names of the files in the group's directory: which there are depends on the controllers.
+    fn files(&self) -> Result<Vec<String>> {
+        entries(self.dir(), rustix::fs::FileType::RegularFile).with_context(|| format!("control group {}", self.path))
     }
 
     fn still_populated(&self) -> anyhow::Error {
@@ -394,6 +409,10 @@ fn remove_parent(tree: &Tree, names: &[&str]) {
 
 /// Names of the groups in a group. Their number is what the container made it; each was limited by it.
 fn children(dir: BorrowedFd<'_>) -> Result<Vec<String>, Errno> {
+    entries(dir, rustix::fs::FileType::Directory)
+}
+
+fn entries(dir: BorrowedFd<'_>, kind: rustix::fs::FileType) -> Result<Vec<String>, Errno> {
     let listing = openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let listing = match listing {
         Ok(listing) => listing,
@@ -403,7 +422,7 @@ fn children(dir: BorrowedFd<'_>) -> Result<Vec<String>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::new(listing)? {
         let entry = entry?;
-        if entry.file_type() == rustix::fs::FileType::Directory
+        if entry.file_type() == kind
             && let Ok(name) = entry.file_name().to_str()
             && ![".", ".."].contains(&name)
         {
