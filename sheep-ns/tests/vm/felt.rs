@@ -72,15 +72,25 @@ fn a_fork_bomb() {
     gone(&world, "bomb");
 }
 
-/// The share of one processor that a container takes, over a few seconds.
-fn share(id: &str) -> f64 {
+/// Waits until the share of one processor that a container has taken since now is within a tenth of `wanted`, four seconds at least.
+/// On a machine that is emulated and itself waits for processors, a program runs on beyond its quota for as long as a tick is late.
+/// The kernel takes that off what comes after, so the share is right in the long run, and only then.
+fn takes(id: &str, wanted: f64) {
     let used = || -> f64 {
         let stat = limit(id, "cpu.stat");
         stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).unwrap().parse().unwrap()
     };
     let (start, before) = (Instant::now(), used());
-    sleep(Duration::from_secs(4));
-    (used() - before) / start.elapsed().as_micros() as f64
+    let mut seen = Vec::new();
+    while start.elapsed() < Duration::from_secs(40) {
+        sleep(Duration::from_secs(4));
+        let share = (used() - before) / start.elapsed().as_micros() as f64;
+        if (share / wanted - 1.0).abs() <= 0.1 {
+            return;
+        }
+        seen.push(share);
+    }
+    panic!("{wanted} of a processor wanted, seen {seen:?}");
 }
 
 #[test]
@@ -90,13 +100,10 @@ fn processor_time() {
     // Two that never wait, on a quarter of a processor together.
     waiting(&world, "cpu", "(while :; do :; done) & while :; do :; done", &json!({"cpu": {"quota": 25_000}}));
     go(&world);
-    sleep(Duration::from_secs(1));
-    let seen = share("cpu");
-    assert!((0.225..=0.275).contains(&seen), "{seen}");
+    takes("cpu", 0.25);
     world.ok(&["update", "--cpu-quota", "60000", "cpu"]);
     assert_eq!(limit("cpu", "cpu.max"), "60000 100000");
-    let seen = share("cpu");
-    assert!((0.54..=0.66).contains(&seen), "{seen}");
+    takes("cpu", 0.6);
     gone(&world, "cpu");
 }
 
