@@ -85,6 +85,16 @@ pub enum Verb {
     /// List the containers
     #[command(visible_alias = "ls")]
     List(List),
+    /// Stop every process of a running container where it is
+    Pause(Id),
+    /// Let a paused container go on
+    Resume(Id),
+    /// List the processes of a container
+    Ps(Ps),
+    /// Change the limits of a container that runs: all that are given, or none
+    Update(Update),
+    /// Print what a container uses, and when memory was out, as lines of JSON
+    Events(Events),
 }
 
 /// `exec`
@@ -232,6 +242,78 @@ pub enum ListFormat {
     Table,
     /// One JSON array, as other runtimes print it.
     Json,
+}
+
+/// `ps`
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Form of the list; json is an array of process ids
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub format: ListFormat,
+    /// The container's id
+    pub id: String,
+    /// Options for ps(1), which makes the table [default: -ef]
+    #[arg(value_name = "OPTION", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub options: Vec<OsString>,
+}
+
+/// `update`. What is not given, or zero, stays as it is; -1 is no limit.
+#[derive(Debug, Default, PartialEq, Args)]
+pub struct Update {
+    /// Read the limits from this file, or - for stdin: the object `resources` of an OCI config.json
+    #[arg(long, short, value_name = "FILE")]
+    pub resources: Option<PathBuf>,
+    /// Memory in bytes, or like 64m
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub memory: Option<String>,
+    /// Memory and swap together
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub memory_swap: Option<String>,
+    /// Memory it keeps when the host runs short
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub memory_reservation: Option<String>,
+    /// Number of tasks
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub pids_limit: Option<i64>,
+    /// Processor time in each period, microseconds
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub cpu_quota: Option<i64>,
+    /// The period of the quota, microseconds
+    #[arg(long, value_name = "TIME")]
+    pub cpu_period: Option<u64>,
+    /// Weight against others, 2 to 262144
+    #[arg(long, visible_alias = "cpu-shares", value_name = "N")]
+    pub cpu_share: Option<u64>,
+    /// Processor time saved up from idle periods, microseconds
+    #[arg(long, value_name = "TIME")]
+    pub cpu_burst: Option<u64>,
+    /// 1: runs only when nothing else wants to; 0: as others
+    #[arg(long, value_name = "0|1")]
+    pub cpu_idle: Option<i64>,
+    /// Which processors, like 0-2,7
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    /// Which memory nodes
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_mems: Option<String>,
+    /// Weight in block device access, 10 to 1000
+    #[arg(long, value_name = "N")]
+    pub blkio_weight: Option<u16>,
+    /// The container's id
+    pub id: String,
+}
+
+/// `events`
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Print once what it uses now
+    #[arg(long)]
+    pub stats: bool,
+    /// Time between two prints
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub interval: String,
+    /// The container's id
+    pub id: String,
 }
 
 /// The whole command line, for man pages and completions.

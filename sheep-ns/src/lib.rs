@@ -43,5 +43,10 @@ pub fn run(cli: cli::Cli) -> anyhow::Result<u8> {
         Verb::Kill(args) => cmd::kill::run(global, &args),
         Verb::Delete(args) => cmd::delete::run(global, &args),
         Verb::List(args) => cmd::list::run(global, &args),
+        Verb::Pause(args) => cmd::pause::run(global, &args),
+        Verb::Resume(args) => cmd::resume::run(global, &args),
+        Verb::Ps(args) => cmd::ps::run(global, &args),
+        Verb::Update(args) => cmd::update::run(global, &args),
+        Verb::Events(args) => cmd::events::run(global, &args),
     }
 }

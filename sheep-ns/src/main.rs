@@ -53,5 +53,10 @@ fn verb(verb: &Verb) -> &'static str {
         Verb::Kill(_) => "kill",
         Verb::Delete(_) => "delete",
         Verb::List(_) => "list",
+        Verb::Pause(_) => "pause",
+        Verb::Resume(_) => "resume",
+        Verb::Ps(_) => "ps",
+        Verb::Update(_) => "update",
+        Verb::Events(_) => "events",
     }
 }

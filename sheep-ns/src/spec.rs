@@ -3,7 +3,7 @@
 //! [`from_flags`] looks at the world (the document, the container's passwd, whether a volume's source exists) and hands
 //! what it saw to [`build`], which is pure.
 
-mod limits;
+pub mod limits;
 mod mounts;
 mod process;
 pub mod user;

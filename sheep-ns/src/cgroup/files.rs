@@ -33,7 +33,11 @@ impl Setting {
 
     /// Whether a new group has this value anyway.
     pub fn is_default(&self) -> bool {
-        self.value == "max" && self.file.ends_with(".max")
+        match self.value.as_str() {
+            "max" => self.file.ends_with(".max"),
+            "0" => ["memory.low", "cpu.idle", "cpu.max.burst"].contains(&self.file.as_str()),
+            value => self.file == "cpu.max" && value == format!("max {DEFAULT_PERIOD}"),
+        }
     }
 }
 
@@ -88,6 +92,10 @@ fn memory_files(memory: &Memory, out: &mut Vec<Setting>) -> Result<()> {
         out.push(Setting::new("memory limit", "memory.max", limit(bytes)));
     }
     match memory.swap {
+        // Both together are unlimited where the first is.
+        None if memory.limit.is_some_and(|bytes| bytes < 0) => {
+            out.push(Setting::new("swap limit", "memory.swap.max", "max"));
+        }
         None | Some(0) => {}
         Some(swap) if swap < 0 => out.push(Setting::new("swap limit", "memory.swap.max", "max")),
         // The configuration counts memory and swap together, cgroup v2 counts swap alone.
@@ -103,8 +111,8 @@ fn memory_files(memory: &Memory, out: &mut Vec<Setting>) -> Result<()> {
             _ => return Err(exit::usage("linux.resources.memory.swap: cannot be set without memory.limit")),
         },
     }
-    if let Some(bytes) = memory.reservation.filter(|bytes| *bytes > 0) {
-        out.push(Setting::new("memory reservation", "memory.low", bytes));
+    if let Some(bytes) = memory.reservation.filter(|bytes| *bytes != 0) {
+        out.push(Setting::new("memory reservation", "memory.low", bytes.max(0)));
     }
     Ok(())
 }
@@ -137,7 +145,7 @@ fn cpu_files(cpu: &Cpu, out: &mut Vec<Setting>) -> Result<()> {
     } else if cpu.quota.is_some() {
         out.push(Setting::new("cpu limit", "cpu.max", "max"));
     }
-    if let Some(burst) = cpu.burst.filter(|burst| *burst != 0) {
+    if let Some(burst) = cpu.burst {
         out.push(Setting::new("cpu burst", "cpu.max.burst", burst));
     }
     for (what, file, list) in [("cpuset", "cpuset.cpus", &cpu.cpus), ("cpuset", "cpuset.mems", &cpu.mems)] {
@@ -246,8 +254,10 @@ mod tests {
         for (json, want) in [
             ("{}", &[][..]),
             (r#"{"memory":{"limit":33554432}}"#, &["memory:memory.max=33554432"]),
-            (r#"{"memory":{"limit":-1}}"#, &["memory:memory.max=max"]),
+            (r#"{"memory":{"limit":-1}}"#, &["memory:memory.max=max", "memory:memory.swap.max=max"]),
             (r#"{"memory":{"limit":0,"swap":0,"kernel":-1,"disableOOMKiller":false}}"#, &["memory:memory.max=max"]),
+            (r#"{"memory":{"reservation":-1}}"#, &["memory:memory.low=0"]),
+            (r#"{"cpu":{"burst":0,"idle":0}}"#, &["cpu:cpu.idle=0", "cpu:cpu.max.burst=0"]),
             (r#"{"memory":{"limit":100,"swap":100}}"#, &["memory:memory.max=100", "memory:memory.swap.max=0"]),
             (r#"{"memory":{"limit":100,"swap":300}}"#, &["memory:memory.max=100", "memory:memory.swap.max=200"]),
             (r#"{"memory":{"swap":-1}}"#, &["memory:memory.swap.max=max"]),

@@ -3,9 +3,12 @@
 //! A group is made before the clone, with its limits in force, and the first process is born in it
 //! (`CLONE_INTO_CGROUP`). A limit that was asked for is in force or is an error; it is never left out in silence.
 
+mod delegated;
 pub mod devices;
 pub mod files;
+mod stats;
 mod tree;
+mod update;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,7 +27,8 @@ use crate::exit;
 use crate::oci;
 use crate::sys;
 
-/// Where groups are where config.json names no path: `/sheep/ID`. The only parent that is removed when it is empty.
+/// Where groups are where config.json names no path: `/sheep/ID`, for others than root below the group that is theirs. The
+/// only parent that is removed when it is empty.
 const PARENT: &str = "sheep";
 
 /// How long a group may take to become empty, frozen or thawed.
@@ -59,7 +63,6 @@ impl Cgroup {
         let filter = if devices.is_empty() { None } else { Some(devices::program(devices)?) };
         // A new group has these anyway; its controller need not be there.
         settings.retain(|setting| !setting.is_default());
-        let path = group_path(linux.cgroups_path.as_deref(), id)?;
         let without = |reason: String| match settings.first() {
             None => Ok(None),
             Some(setting) => Err(anyhow!("{}: {reason}", setting.what)),
@@ -70,6 +73,7 @@ impl Cgroup {
         let Some(tree) = Tree::find()? else {
             return without("this host has no cgroup v2 file system mounted".to_owned());
         };
+        let path = group_path(&tree, linux.cgroups_path.as_deref(), id)?;
         for setting in settings.iter().filter(|setting| setting.controller != "cgroup") {
             if !tree.has(&setting.controller)? {
                 return Err(no_controller(&tree, setting));
@@ -77,7 +81,7 @@ impl Cgroup {
         }
         let group = match make(&tree, &path, &settings) {
             Ok(dir) => Cgroup { path, dir },
-            Err(error) if !geteuid().is_root() && is_denied(&error) => {
+            Err(error) if !is_host_root() && is_denied(&error) => {
                 let user = geteuid().as_raw();
                 return without(format!("user {user} cannot make the control group {}{path}: {error:#}", tree.mounted));
             }
@@ -150,7 +154,7 @@ impl Cgroup {
         let attached =
             sys::load_device_filter(program).and_then(|filter| sys::attach_device_filter(self.dir(), filter.as_fd()));
         match attached {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !may_make_nodes() => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_host_root() => Ok(()),
             other => other.with_context(|| format!("linux.resources.devices: device filter of {}", self.path)),
         }
     }
@@ -199,9 +203,12 @@ impl Cgroup {
         }
     }
 
-    /// Stops every process in the group, and waits until they are stopped.
+    /// Stops every process in the group, and waits until they are stopped. Where one cannot be stopped, all go on.
     pub fn freeze(&self) -> Result<()> {
-        self.set_frozen(true)
+        self.set_frozen(true).inspect_err(|_| {
+            // The error that matters is the one already held.
+            let _ = tree::write(self.dir(), "cgroup.freeze", "0");
+        })
     }
 
     /// Lets a frozen group go on, and waits until it does.
@@ -230,13 +237,18 @@ impl Cgroup {
         Ok(())
     }
 
+    /// A descriptor that polls as `PRI` when [`Cgroup::oom_kills`] may have changed; `None` without a memory controller.
+    pub fn memory_events(&self) -> Result<Option<OwnedFd>> {
+        match openat(self.dir(), "memory.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(events) => Ok(Some(events)),
+            Err(Errno::NOENT | Errno::NODEV) => Ok(None),
+            Err(errno) => Err(errno).with_context(|| format!("control group {}: memory.events", self.path)),
+        }
+    }
+
     /// How many processes of the group were killed because memory was out; `None` without a memory controller.
     pub fn oom_kills(&self) -> Result<Option<u64>> {
-        match tree::read(self.dir(), "memory.events") {
-            Ok(text) => Ok(tree::field(&text, "oom_kill")),
-            Err(error) if is_gone(&error) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("control group {}: memory.events", self.path)),
-        }
+        Ok(self.read("memory.events")?.and_then(|text| tree::field(&text, "oom_kill")))
     }
 
     /// Removes the group, its children first, waiting for killed processes to be gone; then its parent `/sheep` when
@@ -262,6 +274,11 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Names of the files in the group's directory: which there are depends on the controllers.
+    fn files(&self) -> Result<Vec<String>> {
+        entries(self.dir(), rustix::fs::FileType::RegularFile).with_context(|| format!("control group {}", self.path))
+    }
+
     fn still_populated(&self) -> anyhow::Error {
         let pids: Vec<String> =
             self.pids().unwrap_or_default().iter().map(|pid| pid.as_raw_nonzero().to_string()).collect();
@@ -270,9 +287,11 @@ impl Cgroup {
 }
 
 /// The path of a container's group. `linux.cgroupsPath` counts from the tree's root, with or without a slash before it.
-fn group_path(asked: Option<&str>, id: &str) -> Result<String> {
+fn group_path(tree: &Tree, asked: Option<&str>, id: &str) -> Result<String> {
     let path = match asked.filter(|path| !path.is_empty()) {
-        None => format!("/{PARENT}/{id}"),
+        None if is_host_root() => format!("/{PARENT}/{id}"),
+        // Without one, the attempt at the root's is what says why not.
+        None => format!("{}/{PARENT}/{id}", delegated::to_us(tree)?.unwrap_or_default()),
         Some(path) if !path.starts_with('/') && path.split(':').count() == 3 => {
             return Err(exit::usage(format!(
                 "linux.cgroupsPath {path:?} has systemd's form; this program makes control groups itself (give a path)"
@@ -353,9 +372,17 @@ fn enable(dir: BorrowedFd<'_>, settings: &[Setting]) -> Result<()> {
             missing.push(setting);
         }
     }
+    let Some(first) = missing.first() else { return Ok(()) };
+    // The kernel forbids it of a group that has processes itself, with several errors, and some controllers it would give all the same
+    // and not take the group's children for groups of processes any more. The root alone, which has no type, is exempt.
+    if tree::read(dir, "cgroup.type").is_ok() && !tree::read(dir, "cgroup.procs").unwrap_or_default().is_empty() {
+        let Setting { what, controller, .. } = first;
+        return Err(anyhow!(
+            "{what}: the {controller} controller cannot be given to children of a group with processes of its own; move them to a child"
+        ));
+    }
     for setting in missing {
         let value = format!("+{}", setting.controller);
-        // EBUSY: a group with processes of its own cannot give controllers to children.
         tree::write(dir, "cgroup.subtree_control", &value).with_context(|| {
             format!("{}: the {} controller cannot be given to child groups", setting.what, setting.controller)
         })?;
@@ -384,16 +411,23 @@ fn remove_group(dir: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
     }
 }
 
-/// Removes `/sheep` where the path is under it and nobody else is.
+/// Removes the parent `sheep` where the path is under one and nobody else is.
 fn remove_parent(tree: &Tree, names: &[&str]) {
-    if names.len() > 1 && names[0] == PARENT {
+    if let Some((_, above)) = names.split_last()
+        && above.last() == Some(&PARENT)
+        && let Ok(Some((dir, name))) = parent_of(tree, above)
+    {
         // Another container's group in it, or its removal by another, are what usually stops this.
-        let _ = unlinkat(&tree.root, PARENT, AtFlags::REMOVEDIR);
+        let _ = unlinkat(&dir, name, AtFlags::REMOVEDIR);
     }
 }
 
 /// Names of the groups in a group. Their number is what the container made it; each was limited by it.
 fn children(dir: BorrowedFd<'_>) -> Result<Vec<String>, Errno> {
+    entries(dir, rustix::fs::FileType::Directory)
+}
+
+fn entries(dir: BorrowedFd<'_>, kind: rustix::fs::FileType) -> Result<Vec<String>, Errno> {
     let listing = openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let listing = match listing {
         Ok(listing) => listing,
@@ -403,7 +437,7 @@ fn children(dir: BorrowedFd<'_>) -> Result<Vec<String>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::new(listing)? {
         let entry = entry?;
-        if entry.file_type() == rustix::fs::FileType::Directory
+        if entry.file_type() == kind
             && let Ok(name) = entry.file_name().to_str()
             && ![".", ".."].contains(&name)
         {
@@ -431,7 +465,7 @@ fn parent_of<'a>(tree: &Tree, names: &[&'a str]) -> Result<Option<(OwnedFd, &'a 
 /// before it was on record. A group with processes or groups in it is somebody's, and stays.
 pub fn remove_unused(linux: &oci::Linux, id: &str) -> Result<()> {
     let Some(tree) = Tree::find()? else { return Ok(()) };
-    let path = group_path(linux.cgroups_path.as_deref(), id)?;
+    let path = group_path(&tree, linux.cgroups_path.as_deref(), id)?;
     let names = components(&path)?;
     let Some((parent, leaf)) = parent_of(&tree, &names)? else { return Ok(()) };
     match unlinkat(&parent, leaf, AtFlags::REMOVEDIR) {
@@ -475,8 +509,8 @@ fn no_controller(tree: &Tree, setting: &Setting) -> anyhow::Error {
     anyhow!("{what}: this host's cgroup v2 tree has no {controller} controller ({hint})")
 }
 
-/// Whether CAP_MKNOD of this process means anything: only root of the first user namespace makes device nodes.
-fn may_make_nodes() -> bool {
+/// Whether this process is root of the first user namespace: only that one makes device nodes, and groups anywhere.
+fn is_host_root() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     geteuid().is_root() && map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }

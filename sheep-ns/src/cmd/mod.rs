@@ -2,13 +2,18 @@
 
 pub mod create;
 pub mod delete;
+pub mod events;
 pub mod exec;
 pub mod kill;
 pub mod list;
+pub mod pause;
+pub mod ps;
+pub mod resume;
 pub mod run;
 pub mod spec;
 pub mod start;
 pub mod state;
+pub mod update;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,11 +21,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::process::Pid;
 
-use crate::cgroup::Manager;
+use crate::cgroup::{Cgroup, Manager};
 use crate::cli::{CgroupManager, Global};
+use crate::exit;
 use crate::init::program::Program;
 use crate::log;
-use crate::state::{StateRoot, write_atomic};
+use crate::state::{Record, StateRoot, write_atomic};
 
 /// The state directory a command line means.
 fn state_root(global: &Global) -> Result<StateRoot> {
@@ -32,6 +38,15 @@ fn manager(global: &Global) -> Manager {
         CgroupManager::Cgroupfs => Manager::Cgroupfs,
         CgroupManager::Disabled => Manager::Disabled,
     }
+}
+
+/// The control group of a container, for a verb that needs one.
+fn group_of(record: &Record, verb: &str) -> Result<Cgroup> {
+    let id = &record.id;
+    let path = record.cgroup.as_deref().ok_or_else(|| {
+        exit::usage(format!("container {id} was made without a control group of its own; {verb} needs one"))
+    })?;
+    Cgroup::open(path)?.ok_or_else(|| exit::busy(format!("container {id}: its control group {path} is gone")))
 }
 
 /// Puts into the log what of the config is not there on this host, and is no error either.
