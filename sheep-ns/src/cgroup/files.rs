@@ -31,6 +31,12 @@ impl Setting {
         Setting { controller, file, value: value.to_string(), what, otherwise: None }
     }
 
+    /// Whether it is the weight that engines write for every container: as much as any other. Without a controller for
+    /// weights that is so.
+    pub fn is_ordinary_weight(&self) -> bool {
+        self.file == "cpu.weight" && self.value == weight_of_shares(1024).to_string()
+    }
+
     /// Whether a new group has this value anyway.
     pub fn is_default(&self) -> bool {
         match self.value.as_str() {

@@ -61,8 +61,10 @@ impl Cgroup {
         };
         let devices = linux.resources.as_ref().map(|resources| resources.devices.as_slice()).unwrap_or_default();
         let filter = if devices.is_empty() { None } else { Some(devices::program(devices)?) };
+        let tree = if manager == Manager::Disabled { None } else { Tree::find()? };
+        let has_weights = tree.as_ref().map(|tree| tree.has("cpu")).transpose()?.unwrap_or(false);
         // A new group has these anyway; its controller need not be there.
-        settings.retain(|setting| !setting.is_default());
+        settings.retain(|setting| !setting.is_default() && (has_weights || !setting.is_ordinary_weight()));
         let without = |reason: String| match settings.first() {
             None => Ok(None),
             Some(setting) => Err(anyhow!("{}: {reason}", setting.what)),
@@ -70,7 +72,7 @@ impl Cgroup {
         if manager == Manager::Disabled {
             return without("there is no control group with --cgroup-manager=disabled".to_owned());
         }
-        let Some(tree) = Tree::find()? else {
+        let Some(tree) = tree else {
             return without("this host has no cgroup v2 file system mounted".to_owned());
         };
         let path = group_path(&tree, linux.cgroups_path.as_deref(), id)?;

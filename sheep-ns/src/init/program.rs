@@ -34,8 +34,10 @@ pub struct Program {
     no_new_privileges: bool,
     /// Descriptors that stay open besides 0, 1 and 2: from 3 on.
     preserve_fds: u32,
-    /// `HOME` is missing, and is taken from the container's /etc/passwd.
+    /// `HOME` is missing or empty, and is taken from the container's /etc/passwd.
     needs_home: bool,
+    /// A working directory that is not there is made.
+    makes_cwd: bool,
 }
 
 impl Program {
@@ -58,9 +60,13 @@ impl Program {
                 .collect::<Result<Vec<_>>>()
         };
         let (caps, unknown_caps) = CapSets::new(process.capabilities.as_ref());
+        let mut env = strings("process.env", &process.env)?;
+        // podman gives an empty one for a user that it does not find, and leaves the rest to the runtime.
+        env.retain(|variable| variable.as_bytes() != b"HOME=");
         Ok(Program {
             args: strings("process.args", &process.args)?,
-            env: strings("process.env", &process.env)?,
+            needs_home: !env.iter().any(|variable| variable.as_bytes().starts_with(b"HOME=")),
+            env,
             cwd: CString::new(cwd.as_os_str().as_bytes()).map_err(|_| exit::usage("process.cwd: has a NUL byte"))?,
             user: process.user.clone(),
             caps,
@@ -68,8 +74,13 @@ impl Program {
             limits: limits(&process.rlimits)?,
             no_new_privileges: process.no_new_privileges,
             preserve_fds,
-            needs_home: !process.env.iter().any(|variable| variable.as_bytes().starts_with(b"HOME=")),
+            makes_cwd: true,
         })
+    }
+
+    /// A working directory that is not there is then an error: who joins a container changes nothing in it.
+    pub fn needs_its_cwd(&mut self) {
+        self.makes_cwd = false;
     }
 
     /// The user's id inside the container.
@@ -190,7 +201,7 @@ fn shown(limit: Option<u64>) -> String {
 
 fn enter_cwd(program: &Program) -> Result<(), Errno> {
     match chdir(program.cwd.as_c_str()) {
-        Err(Errno::NOENT) => {}
+        Err(Errno::NOENT) if program.makes_cwd => {}
         done => return done,
     }
     // As other runtimes do, a missing one is made.

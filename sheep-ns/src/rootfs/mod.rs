@@ -9,6 +9,7 @@ pub mod dev;
 pub mod mask;
 pub mod mount;
 pub mod options;
+pub mod outside;
 pub mod resolve;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -48,12 +49,25 @@ struct Propagation {
     recursive: bool,
 }
 
+impl Propagation {
+    /// What the host's mounts are made inside before anything is mounted; `None`: nothing.
+    fn of_host_mounts(self) -> Option<MountPropagationFlags> {
+        match self.flag {
+            MountPropagationFlags::SHARED => None,
+            MountPropagationFlags::DOWNSTREAM => Some(MountPropagationFlags::DOWNSTREAM),
+            _ => Some(MountPropagationFlags::PRIVATE),
+        }
+    }
+}
+
 impl Plan {
     /// Checks the root, mounts, devices and masks of a configuration. Relative paths are relative to the working
     /// directory, which is the bundle.
     pub fn new(config: &oci::Config, linux: &oci::Linux) -> Result<Plan> {
         let root = config.root.as_ref().ok_or_else(|| exit::usage("root: the config names no root directory"))?;
-        let mounts = config.mounts.iter().map(plan_mount).collect::<Result<Vec<_>>>()?;
+        let mut mounts = config.mounts.iter().map(plan_mount).collect::<Result<Vec<_>>>()?;
+        let propagation = propagation(linux.rootfs_propagation.as_deref())?;
+        outside::take(&mut mounts, linux, propagation.of_host_mounts())?;
         let host_dev = mounts.iter().any(|m| m.target == Path::new("/dev") && m.options.bind.is_some());
         let paths = |what: &str, names: &[oci::Name]| {
             names
@@ -64,7 +78,7 @@ impl Plan {
         Ok(Plan {
             path: root.path.as_path().to_owned(),
             readonly: root.readonly,
-            propagation: propagation(linux.rootfs_propagation.as_deref())?,
+            propagation,
             nodes: if host_dev && linux.devices.is_empty() { None } else { Some(dev::plan(&linux.devices)?) },
             mounts,
             no_devices: false,
@@ -111,7 +125,7 @@ fn plan_mount(entry: &oci::Mount) -> Result<Mount> {
     if options.bind.is_some() && source.as_os_str().is_empty() {
         return Err(exit::usage(format!("mounts: {}: a bind mount needs a source", target.display())));
     }
-    Ok(Mount { target: target.to_owned(), kind, source, options })
+    Ok(Mount { target: target.to_owned(), kind, source, options, outside: None })
 }
 
 fn propagation(word: Option<&str>) -> Result<Propagation> {
@@ -140,11 +154,7 @@ pub struct Root {
 /// First part, still as the user who called: takes hold of the root directory and of what will be bound into it.
 pub fn take(plan: &Plan) -> Result<Root> {
     let shared = plan.propagation.flag == MountPropagationFlags::SHARED;
-    if !shared {
-        let flag = match plan.propagation.flag {
-            MountPropagationFlags::DOWNSTREAM => MountPropagationFlags::DOWNSTREAM,
-            _ => MountPropagationFlags::PRIVATE,
-        };
+    if let Some(flag) = plan.propagation.of_host_mounts() {
         mount_change(c"/", flag | MountPropagationFlags::REC).context("propagation of the host's mounts")?;
     }
     let name = || format!("root directory {}", plan.path.display());

@@ -28,6 +28,8 @@ pub struct Mount {
     pub source: PathBuf,
     /// How.
     pub options: Options,
+    /// The source of a bind mount, where it was taken before the clone.
+    pub outside: Option<OwnedFd>,
 }
 
 /// What the child needs to know of the container for its mounts.
@@ -60,9 +62,15 @@ const PROC_FILES: [&str; 11] = [
 /// in it can change what the path means.
 pub fn open_source(mount: &Mount) -> Result<Option<OwnedFd>> {
     let Some(recursive) = mount.options.bind else { return Ok(None) };
-    clone_tree(CWD, &mount.source, recursive)
-        .map(Some)
-        .map_err(|e| anyhow!("mount {}: source {}: {}", mount.target.display(), mount.source.display(), text(e)))
+    if let Some(tree) = &mount.outside {
+        return tree.try_clone().map(Some).with_context(|| format!("mount {}: source", mount.target.display()));
+    }
+    clone_tree(CWD, &mount.source, recursive).map(Some).map_err(|errno| source_error(mount, errno))
+}
+
+/// Why a bind mount's source cannot be had, in words.
+pub fn source_error(mount: &Mount, errno: Errno) -> anyhow::Error {
+    anyhow!("mount {}: source {}: {}", mount.target.display(), mount.source.display(), text(errno))
 }
 
 /// A detached copy of the tree at a path.
@@ -177,6 +185,7 @@ fn cgroup(mount: &Mount, around: Surroundings) -> Result<OwnedFd> {
         kind: "cgroup2".into(),
         source: "cgroup2".into(),
         options: Options { data: Vec::new(), ..mount.options.clone() },
+        outside: None,
     };
     let mut attributes = mount.options.set;
     if !around.own_cgroup_namespace {

@@ -48,12 +48,14 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     let wanted = process_of(args, command, &config, process.pid)?;
     refuse::check_process(&wanted)?;
     let linux = config.linux.clone().unwrap_or_default();
+    let mut program = Program::new(&wanted, args.preserve_fds)?;
+    program.needs_its_cwd();
     let join = Join {
         namespaces: namespaces(&linux, process.pid)?,
         setgroups: geteuid().is_root(),
         oom_score_adj: wanted.oom_score_adj,
         terminal: wanted.terminal.then_some(wanted.console_size),
-        program: Program::new(&wanted, args.preserve_fds)?,
+        program,
         pidfd,
     };
     log_unknown_caps(global, &join.program);
