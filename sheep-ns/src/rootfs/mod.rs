@@ -6,6 +6,7 @@
 
 pub mod copyup;
 pub mod dev;
+pub mod idmap;
 pub mod mask;
 pub mod mount;
 pub mod options;
@@ -53,7 +54,7 @@ impl Plan {
     /// directory, which is the bundle.
     pub fn new(config: &oci::Config, linux: &oci::Linux) -> Result<Plan> {
         let root = config.root.as_ref().ok_or_else(|| exit::usage("root: the config names no root directory"))?;
-        let mounts = config.mounts.iter().map(plan_mount).collect::<Result<Vec<_>>>()?;
+        let mut mounts = config.mounts.iter().map(plan_mount).collect::<Result<Vec<_>>>()?;
         let host_dev = mounts.iter().any(|m| m.target == Path::new("/dev") && m.options.bind.is_some());
         let paths = |what: &str, names: &[oci::Name]| {
             names
@@ -61,6 +62,9 @@ impl Plan {
                 .map(|name| resolve::check_absolute(what, name.as_path()).map(|()| name.as_path().to_owned()))
                 .collect::<Result<Vec<_>>>()
         };
+        let (masked, read_only_paths) =
+            (paths("maskedPaths", &linux.masked_paths)?, paths("readonlyPaths", &linux.readonly_paths)?);
+        idmap::trees(&config.mounts, &mut mounts, linux)?;
         Ok(Plan {
             path: root.path.as_path().to_owned(),
             readonly: root.readonly,
@@ -70,8 +74,8 @@ impl Plan {
             no_devices: false,
             bind_nodes: linux.namespace(oci::NamespaceKind::User).is_some(),
             own_cgroup_namespace: linux.namespace(oci::NamespaceKind::Cgroup).is_some(),
-            masked: paths("maskedPaths", &linux.masked_paths)?,
-            read_only_paths: paths("readonlyPaths", &linux.readonly_paths)?,
+            masked,
+            read_only_paths,
         })
     }
 }
@@ -111,7 +115,7 @@ fn plan_mount(entry: &oci::Mount) -> Result<Mount> {
     if options.bind.is_some() && source.as_os_str().is_empty() {
         return Err(exit::usage(format!("mounts: {}: a bind mount needs a source", target.display())));
     }
-    Ok(Mount { target: target.to_owned(), kind, source, options })
+    Ok(Mount { target: target.to_owned(), kind, source, options, mapped: None })
 }
 
 fn propagation(word: Option<&str>) -> Result<Propagation> {

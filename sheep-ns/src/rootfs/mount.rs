@@ -28,6 +28,8 @@ pub struct Mount {
     pub source: PathBuf,
     /// How.
     pub options: Options,
+    /// The source with its owners mapped, made before the clone.
+    pub mapped: Option<OwnedFd>,
 }
 
 /// What the child needs to know of the container for its mounts.
@@ -60,6 +62,9 @@ const PROC_FILES: [&str; 11] = [
 /// in it can change what the path means.
 pub fn open_source(mount: &Mount) -> Result<Option<OwnedFd>> {
     let Some(recursive) = mount.options.bind else { return Ok(None) };
+    if let Some(tree) = &mount.mapped {
+        return tree.try_clone().map(Some).with_context(|| format!("mount {}", mount.target.display()));
+    }
     clone_tree(CWD, &mount.source, recursive)
         .map(Some)
         .map_err(|e| anyhow!("mount {}: source {}: {}", mount.target.display(), mount.source.display(), text(e)))
@@ -177,6 +182,7 @@ fn cgroup(mount: &Mount, around: Surroundings) -> Result<OwnedFd> {
         kind: "cgroup2".into(),
         source: "cgroup2".into(),
         options: Options { data: Vec::new(), ..mount.options.clone() },
+        mapped: None,
     };
     let mut attributes = mount.options.set;
     if !around.own_cgroup_namespace {

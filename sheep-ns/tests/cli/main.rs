@@ -4,8 +4,10 @@
 
 mod escape;
 mod harness;
+mod hooks;
 mod join;
 mod life;
 mod once;
 mod rootless;
+mod settings;
 mod terminal;

@@ -18,6 +18,7 @@ use crate::init::child::Begin;
 use crate::init::join::{Join, spawn};
 use crate::init::plan::flag;
 use crate::init::program::Program;
+use crate::init::tuning::Affinity;
 use crate::oci::{self, Name, NamespaceKind, Status};
 use crate::refuse;
 use crate::spec::user;
@@ -53,7 +54,8 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
         setgroups: geteuid().is_root(),
         oom_score_adj: wanted.oom_score_adj,
         terminal: wanted.terminal.then_some(wanted.console_size),
-        program: Program::new(&wanted, args.preserve_fds)?,
+        affinity: Affinity::new(wanted.exec_cpu_affinity.as_ref())?,
+        program: Program::new(&wanted, &linux, args.preserve_fds)?,
         pidfd,
     };
     log_unknown_caps(global, &join.program);
