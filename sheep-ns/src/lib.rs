@@ -9,6 +9,7 @@ pub mod cli;
 pub mod cmd;
 pub mod doc;
 pub mod exit;
+pub mod hooks;
 pub mod init;
 pub mod log;
 pub mod oci;

@@ -4,29 +4,20 @@
 use anyhow::Result;
 
 use crate::exit;
+use crate::hooks;
 use crate::init::plan::sysctl_path;
 use crate::oci::{Config, Linux, NamespaceKind, Process};
 
 /// Checks a whole configuration. Pure.
 pub fn check(config: &Config) -> Result<()> {
-    if let Some(hooks) = &config.hooks
-        && hooks.as_object().is_none_or(|kinds| kinds.values().any(|list| !list.as_array().is_some_and(Vec::is_empty)))
-    {
-        return Err(not_done("hooks"));
+    if let Some(hooks) = &config.hooks {
+        hooks::check(hooks)?;
     }
     if config.vm.is_some() {
         return Err(not_done("vm"));
     }
     if let Some(process) = &config.process {
         check_process(process)?;
-    }
-    for mount in &config.mounts {
-        if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-            return Err(not_done(&format!(
-                "mounts: {}: idmapped mount (uidMappings)",
-                mount.destination.to_string_lossy()
-            )));
-        }
     }
     let nothing = Linux::default();
     let linux = config.linux.as_ref().unwrap_or(&nothing);
@@ -38,9 +29,6 @@ pub fn check(config: &Config) -> Result<()> {
 pub fn check_process(process: &Process) -> Result<()> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let table = [
-        (process.scheduler.is_some(), "process.scheduler"),
-        (process.io_priority.is_some(), "process.ioPriority"),
-        (process.exec_cpu_affinity.is_some(), "process.execCPUAffinity"),
         (set(&process.apparmor_profile), "process.apparmorProfile"),
         (set(&process.selinux_label), "process.selinuxLabel"),
     ];
@@ -54,8 +42,6 @@ fn check_linux(linux: &Linux) -> Result<()> {
         (linux.net_devices.is_some(), "linux.netDevices"),
         (set(&linux.mount_label), "linux.mountLabel"),
         (linux.intel_rdt.is_some(), "linux.intelRdt"),
-        (linux.personality.is_some(), "linux.personality"),
-        (linux.memory_policy.is_some(), "linux.memoryPolicy"),
     ];
     refuse_first(&table)
 }
@@ -142,19 +128,15 @@ mod tests {
         check(&config("/hooks/prestart", json!([]))).unwrap();
         check(&config("/linux/namespaces", json!([{"type": "mount"}, {"type": "uts", "path": "/x"}]))).unwrap();
         let table = [
-            ("/hooks/prestart", json!([{"path": "/x"}]), "hooks"),
+            ("/hooks/prestart", json!([{"path": "x"}]), "hooks.prestart"),
+            ("/hooks/poststop", json!([{"path": "/x", "timeout": 0}]), "hooks.poststop"),
             ("/vm", json!({}), "vm"),
-            ("/process/scheduler", json!({}), "process.scheduler"),
-            ("/process/ioPriority", json!({}), "process.ioPriority"),
-            ("/process/execCPUAffinity", json!({}), "process.execCPUAffinity"),
             ("/process/apparmorProfile", json!("p"), "process.apparmorProfile"),
             ("/process/selinuxLabel", json!("l"), "process.selinuxLabel"),
             ("/linux/seccomp", json!({}), "linux.seccomp"),
             ("/linux/netDevices", json!({}), "linux.netDevices"),
             ("/linux/mountLabel", json!("l"), "linux.mountLabel"),
             ("/linux/intelRdt", json!({}), "linux.intelRdt"),
-            ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
-            ("/linux/memoryPolicy", json!({}), "linux.memoryPolicy"),
             ("/linux/namespaces", json!([{"type": "uts"}]), "new mount namespace"),
             ("/linux/namespaces", json!([{"type": "mount", "path": "/x"}, {"type": "uts"}]), "new mount namespace"),
             ("/linux/namespaces", json!([{"type": "mount"}]), "hostname"),
@@ -167,11 +149,6 @@ mod tests {
             ("/linux/sysctl/net.ipv4.ip_forward", json!("1"), "needs a network namespace"),
             ("/linux/sysctl/kernel.shmmax", json!("1"), "needs a ipc namespace"),
             ("/linux/sysctl/net.ipv4.ip_forward", json!("1"), "'net.ipv4.ip_forward'"),
-            (
-                "/mounts",
-                json!([{"destination": "/m", "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}]),
-                "mounts: /m: idmapped",
-            ),
         ];
         for (at, patch, want) in table {
             let error = check(&config(at, patch)).unwrap_err();

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, Cgroup};
 use crate::exit;
+use crate::hooks;
 use crate::oci::{self, Name, State, Status};
 use crate::process::Process;
 
@@ -150,6 +151,11 @@ impl StateRoot {
         read_config(&self.path(id).join(CONFIG)).map(|(config, _)| config)
     }
 
+    /// Calls the poststop hooks of a container that is gone but for its record.
+    pub fn poststop(&self, record: &Record) {
+        poststop(&self.path(&record.id), record);
+    }
+
     /// A container's status now.
     pub fn status(&self, record: &Record) -> Result<Status> {
         let alive = match &record.process {
@@ -256,7 +262,10 @@ pub fn read_config(file: &Path) -> Result<(oci::Config, Vec<u8>)> {
 /// Removes what a creation that died has left: its process, its control group, its directory.
 fn clear(dir: &Path) -> Result<()> {
     match read_json::<Record>(&dir.join(CREATING)) {
-        Ok(Some(record)) => destroy(&record)?,
+        Ok(Some(record)) => {
+            destroy(&record)?;
+            poststop(dir, &record);
+        }
         // It died before it was on record: its control group, if there is one, is where the configuration puts it.
         Ok(None) => {
             let id = dir.file_name().unwrap_or_default().to_string_lossy();
@@ -268,6 +277,21 @@ fn clear(dir: &Path) -> Result<()> {
         Err(_) => {}
     }
     fs::remove_dir_all(dir).with_context(|| dir.display().to_string())
+}
+
+/// Without a configuration that can be read there are no hooks to call: it goes before the rest does.
+fn poststop(dir: &Path, record: &Record) {
+    if let Ok((config, _)) = read_config(&dir.join(CONFIG)) {
+        let state = State {
+            oci_version: oci::VERSION.to_owned(),
+            id: record.id.clone(),
+            status: Status::Stopped,
+            pid: 0,
+            bundle: record.bundle.clone(),
+            annotations: record.annotations.clone(),
+        };
+        hooks::poststop(config.hooks.as_ref(), &state);
+    }
 }
 
 /// Kills what is alive of a container and removes its control group; returns when the first process is gone.
@@ -286,16 +310,22 @@ pub fn destroy(record: &Record) -> Result<()> {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(e) => return Err(e).with_context(|| format!("kill process {}", process.pid)),
         }
-        let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-        let patience = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
-        if rustix::event::poll(&mut fds, Some(&patience)).context("poll")? == 0 {
-            return Err(exit::busy(format!("process {} does not end (in the kernel's hands?)", process.pid)));
-        }
+        wait_for_end(&pidfd).with_context(|| format!("process {}", process.pid))?;
     }
     match group {
         Some(group) => group.remove(),
         None => Ok(()),
     }
+}
+
+/// Waits until a process that was killed is gone. Busy (4) when that takes more than ten seconds.
+pub fn wait_for_end(pidfd: &OwnedFd) -> Result<()> {
+    let mut fds = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+    let patience = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+    if rustix::event::poll(&mut fds, Some(&patience)).context("poll")? == 0 {
+        return Err(exit::busy("does not end when killed (in the kernel's hands?)"));
+    }
+    Ok(())
 }
 
 /// A container's directory, locked by this process.
@@ -383,6 +413,8 @@ impl Locked {
             }
             _ => {}
         }
+        // So that whoever finds the rest, should this be killed here, calls no hook a second time.
+        let _ = fs::remove_file(self.path.join(CONFIG));
         fs::remove_dir_all(&self.path).with_context(|| self.path.display().to_string())
     }
 }

@@ -76,6 +76,19 @@ pub fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, set: u64, clear: u64, 
         flags |= libc::AT_RECURSIVE;
     }
     let attr = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
+    set_mount_attr(fd, flags, &attr)
+}
+
+/// Shows the owners in the mount at `fd`, a detached tree, through the id maps of the user namespace `users`; with
+/// `recursive`, in all mounts under it too. EINVAL: a file system that cannot; EPERM: no privilege over it.
+pub fn mount_idmap(fd: BorrowedFd<'_>, recursive: bool, users: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let userns_fd = users.as_raw_fd() as u64;
+    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    set_mount_attr(fd, flags, &attr)
+}
+
+fn set_mount_attr(fd: BorrowedFd<'_>, flags: libc::c_int, attr: &libc::mount_attr) -> io::Result<()> {
     // SAFETY: the path is a C string, `attr` a mount_attr of the size given; both outlive the call.
     let result = unsafe {
         libc::syscall(
@@ -83,7 +96,7 @@ pub fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, set: u64, clear: u64, 
             fd.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
+            ptr::from_ref(attr),
             size_of::<libc::mount_attr>(),
         )
     };
@@ -135,6 +148,60 @@ pub fn setns(fd: BorrowedFd<'_>, flags: u64) -> io::Result<()> {
 pub fn unshare(flags: u64) -> io::Result<()> {
     // SAFETY: only CLONE_NEW* flags are passed, which leave descriptors and memory alone.
     check(unsafe { libc::syscall(libc::SYS_unshare, flags) })
+}
+
+/// struct sched_attr of sched_setattr(2), in the kernel's second version of it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SchedAttr {
+    /// Set by [`sched_setattr`].
+    pub size: u32,
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// Of SCHED_OTHER and SCHED_BATCH.
+    pub nice: i32,
+    /// Of SCHED_FIFO and SCHED_RR.
+    pub priority: u32,
+    /// Nanoseconds, of SCHED_DEADLINE.
+    pub runtime: u64,
+    /// Nanoseconds, of SCHED_DEADLINE.
+    pub deadline: u64,
+    /// Nanoseconds, of SCHED_DEADLINE.
+    pub period: u64,
+    /// With SCHED_FLAG_UTIL_CLAMP_MIN.
+    pub util_min: u32,
+    /// With SCHED_FLAG_UTIL_CLAMP_MAX.
+    pub util_max: u32,
+}
+
+/// Has this process scheduled otherwise.
+pub fn sched_setattr(attr: &SchedAttr) -> io::Result<()> {
+    let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..*attr };
+    // SAFETY: `attr` is a sched_attr of the size it says, and outlives the call; 0 is this process.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) })
+}
+
+/// Gives this process another I/O priority: class and level as ioprio_set(2) packs them.
+pub fn ioprio_set(value: u32) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: takes numbers only; 0 is this process.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value) })
+}
+
+/// Sets the execution domain of this process.
+pub fn personality(domain: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: takes a number only; the domains in use change what uname(2) says, and nothing of this program's memory.
+    check(unsafe { libc::syscall(libc::SYS_personality, domain) })
+}
+
+/// Sets the memory policy of this process: mode with flags, and nodes, one bit each.
+pub fn set_mempolicy(mode: libc::c_int, nodes: &[u64]) -> io::Result<()> {
+    // The kernel takes one bit less than it is told there are.
+    let (mask, bits) = if nodes.is_empty() { (ptr::null(), 0) } else { (nodes.as_ptr(), nodes.len() * 64 + 1) };
+    // SAFETY: `mask` is null or points to the `bits - 1` bits of `nodes`, which outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) })
 }
 
 /// Brings the interface `lo` of this network namespace up. `socket` is any socket of it.

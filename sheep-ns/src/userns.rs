@@ -95,7 +95,8 @@ fn choose(uids: &[IdMapping], gids: &[IdMapping], euid: u32, egid: u32) -> Write
     if only_self(uids, euid) && only_self(gids, egid) { Writer::Child } else { Writer::Helpers }
 }
 
-fn lines(ids: &[IdMapping]) -> String {
+/// Maps as /proc/PID/uid_map takes them.
+pub fn lines(ids: &[IdMapping]) -> String {
     ids.iter().fold(String::new(), |mut text, range| {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{} {} {}", range.container_id, range.host_id, range.size);
@@ -103,7 +104,8 @@ fn lines(ids: &[IdMapping]) -> String {
     })
 }
 
-fn write_map(file: &str, text: &str) -> Result<()> {
+/// Writes a map, in one go as the kernel wants it.
+pub fn write_map(file: &str, text: &str) -> Result<()> {
     fs::write(file, text).with_context(|| format!("write {:?} to {file}", text.trim_end()))
 }
 

@@ -7,17 +7,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
-use rustix::process::geteuid;
+use rustix::process::{Pid, geteuid};
 
 use super::{absolute, log_unknown_caps, manager, state_root, write_pid_file};
 use crate::cgroup::Cgroup;
 use crate::cli::{Bundle, Create, Global};
 use crate::exit;
+use crate::hooks::{self, Hooks};
 use crate::init::channel::send_fd;
 use crate::init::child::Begin;
 use crate::init::{self, Child, Plan};
 use crate::log;
-use crate::oci::{self, NamespaceKind};
+use crate::oci::{self, NamespaceKind, State, Status};
 use crate::process::Process;
 use crate::state::{Locked, Record, check_id, read_config};
 
@@ -62,7 +63,16 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
     let config_file = absolute(args.config.as_deref())?.unwrap_or_else(|| bundle.join("config.json"));
     let (config, bytes) = read_config(&config_file)?;
     env::set_current_dir(&bundle).with_context(|| format!("bundle {}", bundle.display()))?;
-    let plan = Plan::new(&config, args.preserve_fds)?;
+    let mut plan = Plan::new(&config, args.preserve_fds)?;
+    let state = State {
+        oci_version: oci::VERSION.to_owned(),
+        id: args.id.clone(),
+        status: Status::Creating,
+        pid: 0,
+        bundle: bundle.clone().into(),
+        annotations: config.annotations.clone(),
+    };
+    plan.hooks = config.hooks.clone().map(|lists| Hooks { lists, state: state.clone() });
     log_unknown_caps(global, &plan.program);
     let console = connect_console(&plan, console.as_deref(), life)?;
 
@@ -95,6 +105,7 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
             Ok(made)
         }
         Err(error) => {
+            hooks::poststop(config.hooks.as_ref(), &state);
             let _ = dir.remove();
             Err(error)
         }
@@ -126,7 +137,8 @@ fn bring_up(
             Ok(())
         }
     };
-    let up = child.wait_ready(on_terminal).and_then(|()| {
+    let hooked = plan.hooks.as_ref().map_or(Ok(()), |hooks| child.call_hooks(hooks));
+    let up = hooked.and_then(|()| child.wait_ready(on_terminal)).and_then(|()| {
         record.process = Some(Process::of(child.pid)?);
         dir.write_creating(&record)?;
         write_pid_file(pid_file, child.pid)?;
@@ -134,11 +146,12 @@ fn bring_up(
             // Nothing stays that is not on record, for it dies with us; so others can find it from its first moment on.
             dir.finish()?;
             child.commit()?;
-            return child.wait_executed();
+            return child.wait_executed().and_then(|()| poststart(plan, child.pid));
         }
         child.commit()?;
         if life == Life::Detached {
             child.wait_executed()?;
+            poststart(plan, child.pid)?;
         }
         dir.finish()
     });
@@ -148,6 +161,16 @@ fn bring_up(
             child.destroy();
             Err(error)
         }
+    }
+}
+
+fn poststart(plan: &Plan, pid: Pid) -> Result<()> {
+    match &plan.hooks {
+        Some(hooks) => {
+            let state = State { pid: pid.as_raw_nonzero().get(), ..hooks.state.clone() };
+            hooks::poststart(Some(&hooks.lists), &state)
+        }
+        None => Ok(()),
     }
 }
 

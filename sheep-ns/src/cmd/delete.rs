@@ -40,5 +40,6 @@ fn delete(root: &StateRoot, id: &str, force: bool) -> Result<()> {
     }
     // Also when stopped: without a pid namespace, others may have outlived the first process.
     destroy(&record)?;
+    root.poststop(&record);
     dir.remove()
 }

@@ -27,6 +27,7 @@ pub fn run(global: &Global, args: Run) -> Result<u8> {
         match root.lock(&args.bundle.id) {
             Ok((dir, record)) => {
                 destroy(&record)?;
+                root.poststop(&record);
                 dir.remove()?;
             }
             // Somebody else was faster.

@@ -19,6 +19,10 @@ use crate::exit::{self, Kind};
 pub enum Message {
     /// Parent: the id maps are written.
     Mapped,
+    /// Child: its mounts are made, and it waits for [`Message::Hooked`].
+    Filled,
+    /// Parent: the hooks that run outside have run; with the child's process id as it is outside.
+    Hooked(i32),
     /// Child: set up, and waiting for [`Message::Commit`].
     Ready,
     /// Parent: the container is on record; it may outlive its maker.
@@ -66,6 +70,8 @@ impl Channel {
     pub fn send(&self, message: &Message) -> Result<()> {
         let bytes = match message {
             Message::Mapped => b"M".to_vec(),
+            Message::Filled => b"F".to_vec(),
+            Message::Hooked(pid) => format!("H{pid}").into_bytes(),
             Message::Ready => b"R".to_vec(),
             Message::Commit => b"C".to_vec(),
             Message::Detached => b"D".to_vec(),
@@ -108,10 +114,14 @@ impl Channel {
         Ok(Some(match (text, fd) {
             ([], _) => Message::Closed,
             (b"M", _) => Message::Mapped,
+            (b"F", _) => Message::Filled,
             (b"R", _) => Message::Ready,
             (b"C", _) => Message::Commit,
             (b"D", _) => Message::Detached,
             (b"T", Some(fd)) => Message::Terminal(fd),
+            ([b'H', pid @ ..], _) => Message::Hooked(
+                std::str::from_utf8(pid).ok().and_then(|pid| pid.parse().ok()).context("no process id")?,
+            ),
             ([b'E', kind, text @ ..], _) => Message::Failed(failed(*kind, text)),
             _ => bail!("the other side of the clone sent what nobody expects"),
         }))
@@ -166,6 +176,7 @@ mod tests {
         a.send(&Message::Failed(exit::fault(Kind::NoProgram, "exec x: no such file or directory"))).unwrap();
         let (end, _) = rustix::pipe::pipe().unwrap();
         a.send(&Message::Terminal(end)).unwrap();
+        a.send(&Message::Hooked(4711)).unwrap();
         drop(a);
         assert!(matches!(b.receive().unwrap(), Message::Ready));
         match b.receive().unwrap() {
@@ -176,6 +187,7 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(matches!(b.receive().unwrap(), Message::Terminal(_)));
+        assert!(matches!(b.receive().unwrap(), Message::Hooked(4711)));
         assert!(matches!(b.receive().unwrap(), Message::Closed));
     }
 }

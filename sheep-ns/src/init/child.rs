@@ -18,6 +18,7 @@ use rustix::process::{
 use super::channel::{Channel, Message};
 use super::plan::{Plan, flag};
 use super::program::{self, become_user, execute};
+use crate::hooks::Hooks;
 use crate::oci::NamespaceKind;
 use crate::rootfs::{self, dev};
 use crate::sys;
@@ -66,6 +67,10 @@ fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result
     if plan.maps.as_ref().is_some_and(|maps| maps.writer() == Writer::Child) {
         plan.maps.iter().try_for_each(|maps| maps.write_own()).context("user namespace")?;
     }
+    // Before this process changes who it is, and cannot write its own files in /proc any more.
+    if let Some(offsets) = &plan.time_offsets {
+        enter_new_time(offsets)?;
+    }
     if let Some(value) = plan.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", value.to_string()).context("process.oomScoreAdj")?;
     }
@@ -79,6 +84,10 @@ fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result
         loopback_up()?;
     }
     rootfs::fill(&plan.root, &mut root)?;
+    let pid = match &plan.hooks {
+        Some(hooks) => call_hooks(hooks, channel, old_umask)?,
+        None => 0,
+    };
     if let Some(size) = plan.terminal {
         let (master, slave) = tty::open_pair(dev::open_ptmx(root.as_fd())?, size)?;
         dev::console(root.as_fd(), slave.as_fd())?;
@@ -109,7 +118,21 @@ fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result
     if let Begin::OnStart(listener) = begin {
         *channel = wait_for_start(listener)?;
     }
+    if let Some(hooks) = &plan.hooks {
+        hooks.start_container(pid)?;
+    }
     Err(execute(&plan.program, &ready))
+}
+
+/// Lets the parent call the hooks that run outside, then calls those that run in our namespaces. Gives our process id as
+/// it is outside.
+fn call_hooks(hooks: &Hooks, channel: &Channel, old_umask: Mode) -> Result<i32> {
+    channel.send(&Message::Filled)?;
+    let Message::Hooked(pid) = channel.receive()? else { bail!("given up by the parent") };
+    umask(old_umask);
+    hooks.create_container(pid)?;
+    umask(Mode::empty());
+    Ok(pid)
 }
 
 /// Asks the kernel to kill this process when its parent ends, and makes sure that it has not ended already.
@@ -149,8 +172,21 @@ fn become_root_inside(plan: &Plan, channel: &Channel) -> Result<()> {
     die_with_parent(channel)
 }
 
+/// Makes a time namespace, of the user namespace this process is in, and enters it: first its clocks are set, which
+/// cannot be done any more when somebody is in it.
+fn enter_new_time(offsets: &str) -> Result<()> {
+    let time = flag(NamespaceKind::Time);
+    sys::unshare(time).context("time namespace")?;
+    std::fs::write("/proc/self/timens_offsets", offsets).context("linux.timeOffsets")?;
+    let made = std::fs::File::open("/proc/self/ns/time_for_children").context("time namespace")?;
+    sys::setns(made.as_fd(), time).context("time namespace")
+}
+
 /// Joins the namespaces given by path, but for those the parent has entered for us.
 fn join(plan: &Plan) -> Result<()> {
+    if plan.maps.is_some() {
+        return Ok(());
+    }
     let by_parent = flag(NamespaceKind::User) | flag(NamespaceKind::Pid);
     for join in plan.joins.iter().filter(|join| join.flag & by_parent == 0) {
         sys::setns(join.fd.as_fd(), join.flag).with_context(|| format!("join namespace {}", join.path.display()))?;

@@ -12,6 +12,7 @@ use super::child::{Begin, Tie, die_with_parent, on_record};
 use super::parent::Child;
 use super::plan::flag;
 use super::program::{self, Program, become_user, execute};
+use super::tuning::Affinity;
 use crate::oci::{self, NamespaceKind};
 use crate::rootfs::dev;
 use crate::sys::{self, Side};
@@ -30,6 +31,8 @@ pub struct Join {
     pub setgroups: bool,
     /// A terminal of its own, and its size.
     pub terminal: Option<Option<oci::ConsoleSize>>,
+    /// The CPUs it may use.
+    pub affinity: Affinity,
     /// The program.
     pub program: Program,
 }
@@ -44,6 +47,7 @@ pub fn spawn(join: &Join, cgroup: Option<BorrowedFd<'_>>, begin: &Begin) -> Resu
     if first != 0 {
         sys::setns(join.pidfd.as_fd(), first).context("join the container's namespaces")?;
     }
+    join.affinity.before_the_group()?;
     match sys::clone3(0, cgroup).context("clone3")? {
         Side::Parent(pid, pidfd) => Ok(Child { pid, pidfd, channel: ours }),
         Side::Child => {
@@ -60,6 +64,7 @@ fn way(join: &Join, channel: &Channel, begin: &Begin) -> Result<Infallible> {
     let old_umask = umask(Mode::empty());
     die_with_parent(channel)?;
     setsid().context("setsid")?;
+    join.affinity.in_the_group()?;
     if let Some(value) = join.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", value.to_string()).context("process.oomScoreAdj")?;
     }

@@ -9,6 +9,7 @@ pub mod join;
 pub mod parent;
 pub mod plan;
 pub mod program;
+pub mod tuning;
 
 pub use parent::{Child, spawn};
 pub use plan::Plan;

@@ -4,12 +4,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::channel::{self, Channel, Message};
 use super::child::{self, Begin};
-use super::plan::{Plan, flag};
+use super::plan::{Join, Plan, flag};
+use crate::hooks::Hooks;
 use crate::oci::NamespaceKind;
 use crate::sys::{self, Side};
 
@@ -28,17 +30,21 @@ pub struct Child {
 /// when this returns; it reports over the channel.
 pub fn spawn(plan: &Plan, cgroup: Option<BorrowedFd<'_>>, begin: Begin) -> Result<Child> {
     let (ours, theirs) = channel::pair()?;
-    enter_for_children(plan)?;
+    let away = enter_for_children(plan)?;
     let mut flags = plan.new;
     if cgroup.is_some() {
         // The child does it when it is in its group.
         flags &= !flag(NamespaceKind::Cgroup);
     }
     if plan.time_offsets.is_some() {
+        // The child does it, which must write them before anybody is in the namespace.
         flags &= !flag(NamespaceKind::Time);
     }
-    let side = sys::clone3(flags, cgroup).map_err(|error| clone_error(error, plan))?;
-    let (pid, pidfd) = match side {
+    let side = sys::clone3(flags, cgroup);
+    if !matches!(side, Ok(Side::Child)) {
+        go_back(away)?;
+    }
+    let (pid, pidfd) = match side.map_err(|error| clone_error(error, plan))? {
         Side::Child => {
             drop(ours);
             child::run(plan, theirs, begin, cgroup.is_some())
@@ -61,19 +67,35 @@ pub fn spawn(plan: &Plan, cgroup: Option<BorrowedFd<'_>>, begin: Begin) -> Resul
     Ok(child)
 }
 
-/// Namespaces that only children of the caller can be in, or that must be entered before others are made.
-fn enter_for_children(plan: &Plan) -> Result<()> {
-    for kind in [NamespaceKind::User, NamespaceKind::Pid] {
-        for join in plan.joins.iter().filter(|join| join.flag == flag(kind)) {
-            sys::setns(join.fd.as_fd(), join.flag)
-                .with_context(|| format!("join namespace {}", join.path.display()))?;
+/// Enters the namespaces that only children of the caller can be in, or that must be entered before others are made.
+/// Gives what this process has left for the clone's sake.
+///
+/// A namespace of the host's can be joined by the host's root, but not from a new user namespace: so the child is born in
+/// it, and this process goes back, for hooks are to see the host.
+fn enter_for_children(plan: &Plan) -> Result<Vec<(u64, OwnedFd)>> {
+    let (user, pid) = (flag(NamespaceKind::User), flag(NamespaceKind::Pid));
+    let enter = |join: &Join| {
+        sys::setns(join.fd.as_fd(), join.flag).with_context(|| format!("join namespace {}", join.path.display()))
+    };
+    let mut away = Vec::new();
+    if plan.maps.is_some() {
+        for join in plan.joins.iter().filter(|join| join.flag & (user | pid) == 0) {
+            let own = format!("/proc/self/ns/{}", join.kind.file());
+            away.push((join.flag, open(&*own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context(own)?));
+            enter(join)?;
         }
     }
-    if let Some(offsets) = &plan.time_offsets {
-        sys::unshare(flag(NamespaceKind::Time)).context("time namespace")?;
-        std::fs::write("/proc/self/timens_offsets", offsets).context("linux.timeOffsets")?;
+    for kind in [user, pid] {
+        plan.joins.iter().filter(|join| join.flag == kind).try_for_each(enter)?;
     }
-    Ok(())
+    Ok(away)
+}
+
+fn go_back(away: Vec<(u64, OwnedFd)>) -> Result<()> {
+    away.iter()
+        .rev()
+        .try_for_each(|(flag, fd)| sys::setns(fd.as_fd(), *flag))
+        .context("leave the container's namespaces")
 }
 
 /// The kernel's refusals of a clone, in words.
@@ -100,6 +122,18 @@ impl Child {
                 other => bail!("unexpected {other:?}"),
             }
         }
+    }
+
+    /// Calls the hooks that run outside, when the child's mounts are made.
+    pub fn call_hooks(&self, hooks: &Hooks) -> Result<()> {
+        match self.channel.receive()? {
+            Message::Filled => {}
+            Message::Failed(error) => return Err(error),
+            _ => bail!("the container's first process ended before it was set up ({})", self.end()),
+        }
+        let pid = self.pid.as_raw_nonzero().get();
+        hooks.create_runtime(pid)?;
+        self.channel.send(&Message::Hooked(pid))
     }
 
     /// Waits for the terminal of a child that makes one.

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 use super::program::Program;
 use crate::exit;
+use crate::hooks::Hooks;
 use crate::oci::{self, NamespaceKind};
 use crate::refuse;
 use crate::rootfs;
@@ -36,6 +37,8 @@ pub struct Plan {
     pub oom_score_adj: Option<i32>,
     /// A terminal of its own, and its size.
     pub terminal: Option<Option<oci::ConsoleSize>>,
+    /// Programs to call on the way; put in by whoever knows the container's state.
+    pub hooks: Option<Hooks>,
     /// The program.
     pub program: Program,
 }
@@ -43,7 +46,9 @@ pub struct Plan {
 /// A namespace to join.
 #[derive(Debug)]
 pub struct Join {
-    /// `CLONE_NEW*`.
+    /// Which kind.
+    pub kind: NamespaceKind,
+    /// Its `CLONE_NEW*`.
     pub flag: u64,
     /// The namespace.
     pub fd: OwnedFd,
@@ -71,7 +76,8 @@ impl Plan {
             sysctl: linux.sysctl.iter().map(|(key, value)| (sysctl_path(key), value.clone())).collect(),
             oom_score_adj: process.oom_score_adj,
             terminal: process.terminal.then_some(process.console_size),
-            program: Program::new(process, preserve_fds)?,
+            hooks: None,
+            program: Program::new(process, linux, preserve_fds)?,
         })
     }
 
@@ -103,7 +109,9 @@ fn namespaces(linux: &oci::Linux) -> Result<(u64, Vec<Join>)> {
         let flag = flag(namespace.kind);
         match namespace.path.as_ref().map(|path| path.as_path()).filter(|path| !path.as_os_str().is_empty()) {
             None => new |= flag,
-            Some(path) => joins.push(Join { flag, fd: open_namespace(path)?, path: path.to_owned() }),
+            Some(path) => {
+                joins.push(Join { kind: namespace.kind, flag, fd: open_namespace(path)?, path: path.to_owned() })
+            }
         }
     }
     Ok((new, joins))

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, chdir, getcwd, setrlimit, umask};
 use rustix::thread::{set_keep_capabilities, set_no_new_privs};
 
+use super::tuning::Tuning;
 use crate::caps::{self, CapSets};
 use crate::exit::{self, Kind};
 use crate::oci;
@@ -31,6 +32,7 @@ pub struct Program {
     caps: CapSets,
     unknown_caps: Vec<String>,
     limits: Vec<(Resource, Rlimit)>,
+    tuning: Tuning,
     no_new_privileges: bool,
     /// Descriptors that stay open besides 0, 1 and 2: from 3 on.
     preserve_fds: u32,
@@ -41,8 +43,9 @@ pub struct Program {
 }
 
 impl Program {
-    /// Checks a process of config.json. Errors: no arguments, a relative directory, a NUL byte, an unknown limit.
-    pub fn new(process: &oci::Process, preserve_fds: u32) -> Result<Program> {
+    /// Checks a process of config.json, and what the container's `linux` says of its processes. Errors: no arguments, a
+    /// relative directory, a NUL byte, an unknown limit or setting.
+    pub fn new(process: &oci::Process, linux: &oci::Linux, preserve_fds: u32) -> Result<Program> {
         let (Some(first), cwd) = (process.args.first(), process.cwd.as_path()) else {
             return Err(exit::usage("process.args: no command to run"));
         };
@@ -72,6 +75,7 @@ impl Program {
             caps,
             unknown_caps,
             limits: limits(&process.rlimits)?,
+            tuning: Tuning::new(process, linux)?,
             no_new_privileges: process.no_new_privileges,
             preserve_fds,
             makes_cwd: true,
@@ -149,6 +153,7 @@ pub fn become_user(program: &Program, setgroups: bool, old_umask: Mode, keep: &m
             format!("process.rlimits: {resource:?} to {}:{}", shown(limit.current), shown(limit.maximum))
         })?;
     }
+    program.tuning.apply()?;
     // Before the change of directory, so that no path leads to a descriptor of ours (CVE-2024-21626).
     close_all_but(3 + program.preserve_fds, keep).context("close what the program shall not have")?;
     let entered = enter_cwd(program);

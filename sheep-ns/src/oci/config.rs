@@ -38,7 +38,7 @@ pub struct Config {
     pub mounts: Vec<Mount>,
     /// Programs to call in the container's life.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hooks: Option<Value>,
+    pub hooks: Option<Hooks>,
     /// Free key-value pairs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
@@ -95,19 +95,119 @@ pub struct Process {
     pub oom_score_adj: Option<i32>,
     /// Scheduling policy (sched_setattr(2)).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scheduler: Option<Value>,
+    pub scheduler: Option<Scheduler>,
     /// I/O priority (ioprio_set(2)).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub io_priority: Option<Value>,
+    pub io_priority: Option<IoPriority>,
     /// CPUs for a process that joins with `exec`.
     #[serde(rename = "execCPUAffinity", skip_serializing_if = "Option::is_none")]
-    pub exec_cpu_affinity: Option<Value>,
+    pub exec_cpu_affinity: Option<CpuAffinity>,
     /// AppArmor profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apparmor_profile: Option<String>,
     /// SELinux label of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selinux_label: Option<String>,
+}
+
+/// Programs that are called in a container's life:
+/// <https://github.com/opencontainers/runtime-spec/blob/v1.2.0/config.md#posix-platform-hooks>.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hooks {
+    /// At `create`, outside, before the change of root; the specification advises `createRuntime` in its place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prestart: Vec<Hook>,
+    /// At `create`, outside, before the change of root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub create_runtime: Vec<Hook>,
+    /// At `create`, in the container's namespaces, before the change of root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub create_container: Vec<Hook>,
+    /// At `start`, inside, before the program.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub start_container: Vec<Hook>,
+    /// At `start`, outside, when the program runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub poststart: Vec<Hook>,
+    /// At `delete`, outside, when the container is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub poststop: Vec<Hook>,
+}
+
+/// A program to call. It gets the container's state on stdin.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// The program, absolute.
+    pub path: Name,
+    /// Its arguments, with the zeroth; absent: the path alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<Name>,
+    /// Its whole environment, `NAME=value`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<Name>,
+    /// Seconds after which it is killed, which counts as a failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<i64>,
+}
+
+/// How a process is scheduled (sched_setattr(2)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduler {
+    /// `SCHED_OTHER` and so on.
+    pub policy: String,
+    /// -20 to 19, of `SCHED_OTHER` and `SCHED_BATCH`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nice: Option<i32>,
+    /// Of the real-time policies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+    /// `SCHED_FLAG_…`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
+    /// Nanoseconds, of `SCHED_DEADLINE`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<u64>,
+    /// Nanoseconds, of `SCHED_DEADLINE`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<u64>,
+    /// Nanoseconds, of `SCHED_DEADLINE`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period: Option<u64>,
+}
+
+/// Which requests for a disk go first (ioprio_set(2)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoPriority {
+    /// `IOPRIO_CLASS_RT`, `_BE` or `_IDLE`.
+    pub class: String,
+    /// Within the class: 0, the highest, to 7.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i64>,
+}
+
+/// The CPUs of a process that joins; lists like `0-3,7`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuAffinity {
+    /// Before it is in the container's control group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial: Option<String>,
+    /// From then on.
+    #[serde(rename = "final", skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
+}
+
+/// Where memory is taken from (set_mempolicy(2)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// `MPOL_BIND` and so on.
+    pub mode: String,
+    /// A list like `0-1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<String>,
+    /// `MPOL_F_…`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
 }
 
 /// A terminal's size in characters.
@@ -259,7 +359,7 @@ pub struct Linux {
     pub personality: Option<Personality>,
     /// NUMA memory policy (specification 1.3).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_policy: Option<Value>,
+    pub memory_policy: Option<MemoryPolicy>,
 }
 
 /// A namespace to make or to join.
@@ -307,6 +407,15 @@ impl NamespaceKind {
             NamespaceKind::User => "user",
             NamespaceKind::Cgroup => "cgroup",
             NamespaceKind::Time => "time",
+        }
+    }
+
+    /// The file in /proc/PID/ns.
+    pub fn file(self) -> &'static str {
+        match self {
+            NamespaceKind::Network => "net",
+            NamespaceKind::Mount => "mnt",
+            other => other.name(),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod copyup;
 pub mod dev;
+pub mod idmap;
 pub mod mask;
 pub mod mount;
 pub mod options;
@@ -67,7 +68,6 @@ impl Plan {
         let root = config.root.as_ref().ok_or_else(|| exit::usage("root: the config names no root directory"))?;
         let mut mounts = config.mounts.iter().map(plan_mount).collect::<Result<Vec<_>>>()?;
         let propagation = propagation(linux.rootfs_propagation.as_deref())?;
-        outside::take(&mut mounts, linux, propagation.of_host_mounts())?;
         let host_dev = mounts.iter().any(|m| m.target == Path::new("/dev") && m.options.bind.is_some());
         let paths = |what: &str, names: &[oci::Name]| {
             names
@@ -75,6 +75,10 @@ impl Plan {
                 .map(|name| resolve::check_absolute(what, name.as_path()).map(|()| name.as_path().to_owned()))
                 .collect::<Result<Vec<_>>>()
         };
+        let (masked, read_only_paths) =
+            (paths("maskedPaths", &linux.masked_paths)?, paths("readonlyPaths", &linux.readonly_paths)?);
+        idmap::trees(&config.mounts, &mut mounts, linux)?;
+        outside::take(&mut mounts, linux, propagation.of_host_mounts())?;
         Ok(Plan {
             path: root.path.as_path().to_owned(),
             readonly: root.readonly,
@@ -84,8 +88,8 @@ impl Plan {
             no_devices: false,
             bind_nodes: linux.namespace(oci::NamespaceKind::User).is_some(),
             own_cgroup_namespace: linux.namespace(oci::NamespaceKind::Cgroup).is_some(),
-            masked: paths("maskedPaths", &linux.masked_paths)?,
-            read_only_paths: paths("readonlyPaths", &linux.readonly_paths)?,
+            masked,
+            read_only_paths,
         })
     }
 }

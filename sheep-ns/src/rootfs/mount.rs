@@ -28,7 +28,7 @@ pub struct Mount {
     pub source: PathBuf,
     /// How.
     pub options: Options,
-    /// The source of a bind mount, where it was taken before the clone.
+    /// The source of a bind mount, where it was taken before the clone (`outside.rs`, `idmap.rs`).
     pub outside: Option<OwnedFd>,
 }
 

@@ -21,6 +21,8 @@ pub struct Options {
     pub propagation: Vec<(u64, bool)>,
     /// `tmpcopyup`: a tmpfs begins with what it hides.
     pub copy_up: bool,
+    /// `idmap` (false) or `ridmap` (true).
+    pub idmap: Option<bool>,
     /// What the file system itself takes: a flag, or a key and its value.
     pub data: Vec<(String, Option<String>)>,
 }
@@ -35,6 +37,7 @@ enum Word {
     Atime(u64),
     Propagation(u64, bool),
     CopyUp,
+    Idmap(bool),
     Refused(&'static str),
     /// A flag of the super block, which a bind has none of.
     Super(&'static str),
@@ -86,7 +89,8 @@ fn word(text: &str) -> Option<Word> {
         "lazytime" => Super("lazytime"),
         "iversion" => Super("iversion"),
         "remount" => Refused("the root file system is made anew; there is nothing to remount"),
-        "idmap" | "ridmap" => Refused("idmapped mounts are not supported"),
+        "idmap" => Idmap(false),
+        "ridmap" => Idmap(true),
         "copy-symlink" | "src-nofollow" | "dest-nofollow" => Refused("not supported"),
         _ => return None,
     })
@@ -113,6 +117,7 @@ pub fn parse(kind: Option<&str>, options: &[String]) -> Result<Options> {
             Some(Word::Atime(mode)) => parsed.change(recursive, mode, ATIME_FIELD),
             Some(Word::Propagation(flag, all)) => parsed.propagation.push((flag, all)),
             Some(Word::CopyUp) => parsed.copy_up = true,
+            Some(Word::Idmap(all)) => parsed.idmap = Some(all),
             Some(Word::Refused(why)) => return Err(exit::usage(format!("mount option '{option}': {why}"))),
             Some(Word::Super(flag)) => parsed.data.push((flag.to_owned(), None)),
             None => parsed.data.push(match option.split_once('=') {
@@ -157,8 +162,9 @@ mod tests {
 
     #[test]
     fn words_become_flags() {
-        let table: [(&str, &str, Options); 7] = [
+        let table: [(&str, &str, Options); 8] = [
             ("bind", "", Options { bind: Some(false), ..Options::default() }),
+            ("bind", "rbind,ridmap", Options { bind: Some(true), idmap: Some(true), ..Options::default() }),
             ("none", "rbind,ro", Options { bind: Some(true), set: RDONLY, ..Options::default() }),
             (
                 "none",
@@ -200,7 +206,6 @@ mod tests {
             ("bind", "frobnicate", "'frobnicate' is not known"),
             ("bind", "size=5", "'size' is not known"),
             ("bind", "sync", "'sync' is not known"),
-            ("bind", "idmap", "'idmap'"),
             ("bind", "remount,ro", "'remount'"),
             ("bind", "tmpcopyup", "'tmpcopyup'"),
             ("sysfs", "tmpcopyup", "'tmpcopyup'"),

@@ -21,7 +21,7 @@ pub fn take(mounts: &mut [Mount], linux: &Linux, propagation: Option<MountPropag
         return Ok(());
     }
     for mount in mounts {
-        let Some(recursive) = mount.options.bind else { continue };
+        let (Some(recursive), None) = (mount.options.bind, &mount.outside) else { continue };
         let tree = clone_tree(CWD, &mount.source, recursive).map_err(|errno| source_error(mount, errno))?;
         if let Some(flag) = propagation {
             sys::mount_setattr(tree.as_fd(), true, 0, 0, flag.bits().into())

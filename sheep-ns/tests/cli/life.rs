@@ -117,7 +117,11 @@ fn settings_that_are_not_done_are_refused() {
     let table = [
         ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"}), "linux.seccomp"),
         ("/process/apparmorProfile", json!("x"), "process.apparmorProfile"),
-        ("/hooks", json!({"poststart": [{"path": "/bin/true"}]}), "hooks"),
+        ("/process/selinuxLabel", json!("x"), "process.selinuxLabel"),
+        ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
+        ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
+        ("/linux/netDevices", json!({"eth0": {}}), "linux.netDevices"),
+        ("/hooks", json!({"poststart": [{"path": "true"}]}), "hooks"),
         ("/process/cwd", json!("relative"), "process.cwd"),
         ("/root/path", json!("/no/such/root"), "/no/such/root: no such file or directory"),
         ("/mounts/0/options", json!(["frobnicate"]), "frobnicate"),

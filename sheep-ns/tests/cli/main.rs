@@ -5,8 +5,10 @@
 mod control;
 mod escape;
 mod harness;
+mod hooks;
 mod join;
 mod life;
 mod once;
 mod rootless;
+mod settings;
 mod terminal;

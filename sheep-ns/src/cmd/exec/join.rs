@@ -18,6 +18,7 @@ use crate::init::child::Begin;
 use crate::init::join::{Join, spawn};
 use crate::init::plan::flag;
 use crate::init::program::Program;
+use crate::init::tuning::Affinity;
 use crate::oci::{self, Name, NamespaceKind, Status};
 use crate::refuse;
 use crate::spec::user;
@@ -48,13 +49,14 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     let wanted = process_of(args, command, &config, process.pid)?;
     refuse::check_process(&wanted)?;
     let linux = config.linux.clone().unwrap_or_default();
-    let mut program = Program::new(&wanted, args.preserve_fds)?;
+    let mut program = Program::new(&wanted, &linux, args.preserve_fds)?;
     program.needs_its_cwd();
     let join = Join {
         namespaces: namespaces(&linux, process.pid)?,
         setgroups: geteuid().is_root(),
         oom_score_adj: wanted.oom_score_adj,
         terminal: wanted.terminal.then_some(wanted.console_size),
+        affinity: Affinity::new(wanted.exec_cpu_affinity.as_ref())?,
         program,
         pidfd,
     };
