@@ -43,5 +43,6 @@ pub fn run(cli: cli::Cli) -> anyhow::Result<u8> {
         Verb::Kill(args) => cmd::kill::run(global, &args),
         Verb::Delete(args) => cmd::delete::run(global, &args),
         Verb::List(args) => cmd::list::run(global, &args),
+        Verb::Features => cmd::features::run(),
     }
 }

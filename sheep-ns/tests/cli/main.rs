@@ -2,6 +2,7 @@
 //! every test has its own busybox root, bundle and state directory.
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
+mod engine;
 mod escape;
 mod harness;
 mod join;
