@@ -95,6 +95,8 @@ pub enum Verb {
     Update(Update),
     /// Print what a container uses, and when memory was out, as lines of JSON
     Events(Events),
+    /// Print what this runtime can do, as JSON
+    Features,
 }
 
 /// `exec`
@@ -127,6 +129,12 @@ pub struct Exec {
     /// Running container: also when it is paused; the command waits then
     #[arg(long)]
     pub ignore_paused: bool,
+    /// Running container: the control group, a path in the container's own
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<String>,
+    /// Send a pidfd of the process to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
     /// Pass N more file descriptors, from 3 on
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
@@ -141,6 +149,9 @@ pub struct Spec {
     /// What runs, and how.
     #[command(flatten)]
     pub spec: SpecFlags,
+    /// Do not print it: write it to config.json in this directory, where there must be none yet
+    #[arg(long, short, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
     /// The command; without one, the image's
     #[arg(value_name = "COMMAND", trailing_var_arg = true)]
     pub args: Vec<OsString>,
@@ -161,6 +172,9 @@ pub struct Bundle {
     /// Send the terminal's master end to this socket
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
+    /// Send a pidfd of the container's first process to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
     /// Pass N more file descriptors, from 3 on
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
@@ -316,6 +330,26 @@ pub struct Events {
     pub id: String,
 }
 
+/// Parses a command line. Options of `exec` may also stand between the container's id and the command, as engines and
+/// people put them; what follows the command's first word is the command's.
+pub fn parse(words: &[OsString]) -> Result<Cli, clap::Error> {
+    let cli = Cli::try_parse_from(words)?;
+    let Verb::Exec(exec) = &cli.verb else { return Ok(cli) };
+    let once = exec.spec.rootfs.is_some() || exec.spec.from.is_some();
+    let [id, first, ..] = exec.args.as_slice() else { return Ok(cli) };
+    if once || first == "--" || !first.as_encoded_bytes().starts_with(b"-") {
+        return Ok(cli);
+    }
+    // The id, and all behind it, are the last words there are.
+    let (before, after) = words.split_at(words.len().saturating_sub(exec.args.len()));
+    let without_id: Vec<OsString> = before.iter().chain(after.iter().skip(1)).cloned().collect();
+    let mut again = Cli::try_parse_from(without_id)?;
+    if let Verb::Exec(exec) = &mut again.verb {
+        exec.args.insert(0, id.clone());
+    }
+    Ok(again)
+}
+
 /// The whole command line, for man pages and completions.
 pub fn command() -> clap::Command {
     Cli::command()
@@ -332,7 +366,8 @@ mod tests {
 
     #[test]
     fn flags_behind_the_command_are_the_commands() {
-        let args = |line: &str| match Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb) {
+        let parse = |line: &str| super::parse(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        let args = |line: &str| match parse(line).map(|cli| cli.verb) {
             Ok(Verb::Exec(exec)) => {
                 Ok(exec.args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" "))
             }
@@ -344,11 +379,17 @@ mod tests {
             ("sheep-ns exec --rootfs r ls -l --log x", "ls -l --log x"),
             ("sheep-ns exec --rootfs r -- -odd", "-odd"),
             ("sheep-ns exec -u 1 c1 ls -u --tty", "c1 ls -u --tty"),
+            ("sheep-ns exec c1 ls -u --tty", "c1 ls -u --tty"),
+            ("sheep-ns exec c1 -- ls -u", "c1 -- ls -u"),
+            ("sheep-ns exec c1 --user 1 -t ls -u --tty", "c1 ls -u --tty"),
+            ("sheep-ns exec -t c1 --user 1 -- -odd", "c1 -odd"),
+            ("sheep-ns exec c1 --process f", "c1"),
         ];
         for (line, want) in table {
             assert_eq!(args(line).unwrap(), want, "{line}");
         }
         assert!(args("sheep-ns exec --bogus c1 ls").is_err());
+        assert!(args("sheep-ns exec c1 --bogus ls").is_err());
         assert!(args("sheep-ns exec --rootfs r --bogus ls").is_err());
     }
 }

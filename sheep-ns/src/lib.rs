@@ -49,5 +49,6 @@ pub fn run(cli: cli::Cli) -> anyhow::Result<u8> {
         Verb::Ps(args) => cmd::ps::run(global, &args),
         Verb::Update(args) => cmd::update::run(global, &args),
         Verb::Events(args) => cmd::events::run(global, &args),
+        Verb::Features => cmd::features::run(),
     }
 }

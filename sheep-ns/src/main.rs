@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use sheep_ns::cli::{Cli, Verb};
+use sheep_ns::cli::{self, Verb};
 use sheep_ns::{exit, log, protect};
 
 #[global_allocator]
@@ -15,7 +14,8 @@ fn main() -> ExitCode {
         exit::warn("sheep-ns", &format!("{error:#}"));
         return ExitCode::from(exit::code(&error, true));
     }
-    let cli = match Cli::try_parse() {
+    let words: Vec<_> = std::env::args_os().collect();
+    let cli = match cli::parse(&words) {
         Ok(cli) => cli,
         Err(error) => {
             // Nobody is left to tell when the output is gone.
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     };
     let (global, verb) = (cli.global.clone(), verb(&cli.verb));
     if global.debug {
-        let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
         log::write(global.log.as_deref(), global.log_format, "debug", &words.join(" "));
     }
     match sheep_ns::run(cli) {
@@ -58,5 +58,6 @@ fn verb(verb: &Verb) -> &'static str {
         Verb::Ps(_) => "ps",
         Verb::Update(_) => "update",
         Verb::Events(_) => "events",
+        Verb::Features => "features",
     }
 }

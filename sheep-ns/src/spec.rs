@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -179,15 +179,6 @@ pub fn from_flags(flags: &SpecFlags, args: &[OsString]) -> Result<Config> {
     let shell = [OsString::from("sh")];
     let plain = flags.from.is_none() && flags.rootfs.is_none() && args.is_empty();
     build(flags, if plain { &shell } else { args }, &input, &seen)
-}
-
-/// The verb `spec`: prints config.json, indented.
-pub fn print(flags: &SpecFlags, args: &[OsString]) -> Result<()> {
-    let config = from_flags(flags, args)?;
-    let mut text = serde_json::to_vec_pretty(&config).context("config.json")?;
-    text.push(b'\n');
-    let mut out = io::stdout().lock();
-    out.write_all(&text).and_then(|()| out.flush()).context("stdout")
 }
 
 fn open_root(path: &Path) -> Result<File> {

@@ -60,6 +60,7 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
     let bundle = std::fs::canonicalize(&args.bundle)
         .map_err(|e| anyhow::Error::from(e).context(format!("bundle {}", args.bundle.display())))?;
     let (pid_file, console) = (absolute(args.pid_file.as_deref())?, absolute(args.console_socket.as_deref())?);
+    let pidfd_socket = absolute(args.pidfd_socket.as_deref())?;
     let config_file = absolute(args.config.as_deref())?.unwrap_or_else(|| bundle.join("config.json"));
     let (config, bytes) = read_config(&config_file)?;
     env::set_current_dir(&bundle).with_context(|| format!("bundle {}", bundle.display()))?;
@@ -74,7 +75,10 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
     };
     plan.hooks = config.hooks.clone().map(|lists| Hooks { lists, state: state.clone() });
     log_unknown_caps(global, &plan.program);
-    let console = connect_console(&plan, console.as_deref(), life)?;
+    let sockets = Sockets {
+        console: connect_console(&plan, console.as_deref(), life)?,
+        pidfd: pidfd_socket.map(|path| connect(&path, "--pidfd-socket")).transpose()?,
+    };
 
     let dir = root.claim(&args.id)?;
     let made = dir.write_config(&bytes).and_then(|()| {
@@ -91,7 +95,7 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
             created: log::now(),
             owner: geteuid().as_raw(),
         };
-        bring_up(&plan, &dir, record, group.as_ref(), console.as_ref(), pid_file.as_deref(), life).inspect_err(|_| {
+        bring_up(&plan, &dir, record, group.as_ref(), &sockets, pid_file.as_deref(), life).inspect_err(|_| {
             // The error that matters is the one already held.
             if let Some(group) = &group {
                 let _ = group.kill();
@@ -112,13 +116,19 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
     }
 }
 
+/// Sockets of others, connected before anything is made.
+struct Sockets {
+    console: Option<UnixStream>,
+    pidfd: Option<UnixStream>,
+}
+
 /// Starts the first process and puts it on record, step by step as the two sides need each other.
 fn bring_up(
     plan: &Plan,
     dir: &Locked,
     mut record: Record,
     group: Option<&Cgroup>,
-    console: Option<&UnixStream>,
+    sockets: &Sockets,
     pid_file: Option<&Path>,
     life: Life,
 ) -> Result<Made> {
@@ -130,7 +140,7 @@ fn bring_up(
     };
     let child = init::spawn(plan, group.map(Cgroup::dir), begin)?;
     let mut master = None;
-    let on_terminal = |end: OwnedFd| match console {
+    let on_terminal = |end: OwnedFd| match &sockets.console {
         Some(console) => send_fd(console.as_fd(), b"/dev/ptmx", end.as_fd()).context("--console-socket"),
         None => {
             master = Some(end);
@@ -142,6 +152,7 @@ fn bring_up(
         record.process = Some(Process::of(child.pid)?);
         dir.write_creating(&record)?;
         write_pid_file(pid_file, child.pid)?;
+        send_pidfd(sockets.pidfd.as_ref(), &child)?;
         if life == Life::Attached {
             // Nothing stays that is not on record, for it dies with us; so others can find it from its first moment on.
             dir.finish()?;
@@ -174,6 +185,14 @@ fn poststart(plan: &Plan, pid: Pid) -> Result<()> {
     }
 }
 
+/// Sends a process's pidfd to whoever asked for it.
+pub fn send_pidfd(socket: Option<&UnixStream>, child: &Child) -> Result<()> {
+    match socket {
+        Some(socket) => send_fd(socket.as_fd(), b"pidfd", child.pidfd.as_fd()).context("--pidfd-socket"),
+        None => Ok(()),
+    }
+}
+
 /// The socket where the first process waits for `start`. It keeps message boundaries, as the channel of the clone does.
 fn listen(path: &Path) -> Result<OwnedFd> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
@@ -190,13 +209,13 @@ fn connect_console(plan: &Plan, socket: Option<&Path>, life: Life) -> Result<Opt
         }
         (false, Some(_)) => Err(exit::usage("--console-socket: the config asks for no terminal")),
         (_, None) => Ok(None),
-        (true, Some(path)) => connect(path).map(Some),
+        (true, Some(path)) => connect(path, "--console-socket").map(Some),
     }
 }
 
 /// Connects to a socket whose path may be longer than a socket's address can be.
-pub fn connect(path: &Path) -> Result<UnixStream> {
-    let name = || format!("--console-socket {}", path.display());
+pub fn connect(path: &Path, flag: &str) -> Result<UnixStream> {
+    let name = || format!("{flag} {}", path.display());
     let dir = path.parent().unwrap_or(Path::new("/"));
     let handle = std::fs::File::open(dir).with_context(name)?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&handle)));

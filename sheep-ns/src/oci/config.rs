@@ -396,6 +396,18 @@ pub enum NamespaceKind {
 }
 
 impl NamespaceKind {
+    /// All of them.
+    pub const ALL: [NamespaceKind; 8] = [
+        NamespaceKind::Cgroup,
+        NamespaceKind::Ipc,
+        NamespaceKind::Mount,
+        NamespaceKind::Network,
+        NamespaceKind::Pid,
+        NamespaceKind::Time,
+        NamespaceKind::User,
+        NamespaceKind::Uts,
+    ];
+
     /// The word in config.json.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,6 +1,7 @@
 //! The OCI runtime specification's JSON, Linux part: plain data, as the files have it.
 
 pub mod config;
+pub mod features;
 pub mod name;
 pub mod state;
 

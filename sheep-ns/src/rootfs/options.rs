@@ -96,19 +96,41 @@ fn word(text: &str) -> Option<Word> {
     })
 }
 
+/// A word, and whether it is meant for all mounts under it too: rro, rnosuid, rnoatime, ….
+fn meaning(option: &str) -> (bool, Option<Word>) {
+    match word(option) {
+        Some(meaning) => (false, Some(meaning)),
+        None => match option.strip_prefix('r').and_then(word) {
+            Some(meaning @ (Word::Set(_) | Word::Clear(_) | Word::Atime(_))) => (true, Some(meaning)),
+            _ => (false, None),
+        },
+    }
+}
+
+/// The options that this program does something about: of those that mount(8) and the runtime-spec have, all that
+/// [`parse`] knows and does not refuse.
+pub fn known() -> Vec<String> {
+    const PLAIN: &str = "acl async atime bind defaults dev diratime dirsync exec group idmap iversion lazytime loud mand noacl noatime \
+        nodev nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime nosuid nosymfollow owner private quiet rbind \
+        relatime remount ridmap ro rprivate rshared rslave runbindable rw shared silent slave strictatime suid symfollow sync tmpcopyup \
+        unbindable user copy-symlink src-nofollow dest-nofollow";
+    let words = || PLAIN.split_ascii_whitespace().map(str::to_owned);
+    let recursive = words().filter_map(|word| Some(format!("r{word}")).filter(|word| meaning(word).0));
+    let mut known: Vec<String> = words()
+        .filter(|word| matches!(meaning(word).1, Some(meaning) if !matches!(meaning, Word::Refused(_))))
+        .chain(recursive)
+        .collect();
+    known.sort_unstable();
+    known.dedup();
+    known
+}
+
 /// Parses the options of a mount of type `kind`. What the runtime-spec does not list goes to the file system, which
 /// refuses what it does not know; a bind has no file system to ask, so there it is an error here.
 pub fn parse(kind: Option<&str>, options: &[String]) -> Result<Options> {
     let mut parsed = Options::default();
     for option in options {
-        let (recursive, meaning) = match word(option) {
-            Some(meaning) => (false, Some(meaning)),
-            // rro, rnosuid, rnoatime, …: the same word for all mounts under it.
-            None => match option.strip_prefix('r').and_then(word) {
-                Some(meaning @ (Word::Set(_) | Word::Clear(_) | Word::Atime(_))) => (true, Some(meaning)),
-                _ => (false, None),
-            },
-        };
+        let (recursive, meaning) = meaning(option);
         match meaning {
             Some(Word::Nothing) => {}
             Some(Word::Bind(all)) => parsed.bind = Some(all),

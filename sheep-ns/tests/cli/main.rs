@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
 mod control;
+mod engine;
 mod escape;
 mod harness;
 mod hooks;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod buildah;
+mod bundle;
 mod containerd;
 mod harness;
 mod podman;

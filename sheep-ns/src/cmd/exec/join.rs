@@ -9,7 +9,7 @@ use rustix::process::geteuid;
 
 use crate::cgroup::Cgroup;
 use crate::cli::{Exec, Global};
-use crate::cmd::create::connect;
+use crate::cmd::create::{connect, send_pidfd};
 use crate::cmd::{absolute, log_unknown_caps, state_root, write_pid_file};
 use crate::exit;
 use crate::init::Child;
@@ -62,7 +62,7 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     };
     log_unknown_caps(global, &join.program);
     let console = match (absolute(args.console_socket.as_deref())?, join.terminal.is_some()) {
-        (Some(path), true) => Some(connect(&path)?),
+        (Some(path), true) => Some(connect(&path, "--console-socket")?),
         (Some(_), false) => return Err(exit::usage("--console-socket: the process has no terminal")),
         (None, true) if args.detach => {
             return Err(exit::usage(
@@ -71,14 +71,21 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
         }
         (None, _) => None,
     };
-    let group = match &record.cgroup {
-        Some(path) => Some(Cgroup::open(path)?.ok_or_else(running)?),
-        None => None,
+    let pidfd_socket = absolute(args.pidfd_socket.as_deref())?;
+    let pidfd_socket = pidfd_socket.map(|path| connect(&path, "--pidfd-socket")).transpose()?;
+    let group = match (&record.cgroup, args.cgroup.as_deref()) {
+        (Some(path), None) => Some(Cgroup::open(path)?.ok_or_else(running)?),
+        (Some(path), Some(below)) => Some(group_below(path, below)?),
+        (None, None) => None,
+        (None, Some(_)) => {
+            return Err(exit::usage(format!("--cgroup: container {id} was made without a control group of its own")));
+        }
     };
     if !args.detach {
         let signals = Signals::block()?;
         let child = spawn(&join, group.as_ref().map(Cgroup::dir), &Begin::Now)?;
-        let code = attend(&child, &join, console, args, &signals);
+        let code =
+            send_pidfd(pidfd_socket.as_ref(), &child).and_then(|()| attend(&child, &join, console, args, &signals));
         if code.is_err() {
             child.destroy();
         }
@@ -91,6 +98,7 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
             None => Ok(()),
         })
         .and_then(|()| write_pid_file(args.pid_file.as_deref(), child.pid))
+        .and_then(|()| send_pidfd(pidfd_socket.as_ref(), &child))
         .and_then(|()| child.commit())
         .and_then(|()| child.wait_executed());
     match let_go {
@@ -100,6 +108,16 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
             Err(error)
         }
     }
+}
+
+/// A group in the container's own, which it or somebody else has made there.
+fn group_below(own: &str, below: &str) -> Result<Cgroup> {
+    let inside = below.split('/').filter(|part| !part.is_empty()).try_fold(own.to_owned(), |path, part| {
+        (part != "." && part != "..").then(|| format!("{}/{part}", path.trim_end_matches('/')))
+    });
+    let path =
+        inside.ok_or_else(|| exit::usage(format!("--cgroup {below}: is no path in the container's control group")))?;
+    Cgroup::open(&path)?.ok_or_else(|| anyhow::anyhow!("--cgroup {below}: no such file or directory ({path})"))
 }
 
 fn attend(child: &Child, join: &Join, console: Option<UnixStream>, args: &Exec, signals: &Signals) -> Result<u8> {

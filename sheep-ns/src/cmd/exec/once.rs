@@ -29,7 +29,7 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     }
     let console = match (absolute(args.console_socket.as_deref())?, plan.terminal.is_some()) {
         (None, _) => None,
-        (Some(path), true) => Some(connect(&path)?),
+        (Some(path), true) => Some(connect(&path, "--console-socket")?),
         (Some(_), false) => return Err(exit::usage("--console-socket: is for --tty")),
     };
     if args.spec.from.as_deref().is_some_and(|source| source == "-") {
@@ -115,6 +115,8 @@ fn refuse_flags_of_join(args: &Exec) -> Result<()> {
         (!args.cap.is_empty(), "--cap"),
         (!args.additional_gids.is_empty(), "--additional-gids"),
         (args.no_new_privs, "--no-new-privs"),
+        (args.cgroup.is_some(), "--cgroup"),
+        (args.pidfd_socket.is_some(), "--pidfd-socket"),
     ];
     match table.iter().find(|(given, _)| *given) {
         Some((_, flag)) => Err(exit::usage(format!("{flag} is for a running container, not with --rootfs or --from"))),
