@@ -190,6 +190,13 @@ pub fn ioprio_set(value: u32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value) })
 }
 
+/// Gives this process a new session keyring without a name (keyctl(2)).
+pub fn new_session_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: a null name means a new keyring without one.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, ptr::null::<libc::c_char>()) })
+}
+
 /// Sets the execution domain of this process.
 pub fn personality(domain: libc::c_ulong) -> io::Result<()> {
     // SAFETY: takes a number only; the domains in use change what uname(2) says, and nothing of this program's memory.

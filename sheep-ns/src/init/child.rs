@@ -78,6 +78,9 @@ fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result
     if plan.in_user_namespace() {
         become_root_inside(plan, channel)?;
     }
+    if plan.maps.is_some() && plan.new & flag(NamespaceKind::Ipc) != 0 {
+        sys::unshare(flag(NamespaceKind::Ipc)).context("ipc namespace")?;
+    }
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("prctl(PR_SET_DUMPABLE)")?;
     join(plan)?;
     if plan.new & flag(NamespaceKind::Network) != 0 {

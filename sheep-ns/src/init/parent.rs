@@ -40,6 +40,10 @@ pub fn spawn(plan: &Plan, cgroup: Option<BorrowedFd<'_>>, begin: Begin) -> Resul
         // The child does it, which must write them before anybody is in the namespace.
         flags &= !flag(NamespaceKind::Time);
     }
+    if plan.maps.is_some() {
+        // The child does it as the user namespace's root, whom the message queues' directory then belongs to.
+        flags &= !flag(NamespaceKind::Ipc);
+    }
     let side = sys::clone3(flags, cgroup);
     if !matches!(side, Ok(Side::Child)) {
         go_back(away)?;

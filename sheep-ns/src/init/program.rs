@@ -154,6 +154,7 @@ pub fn become_user(program: &Program, setgroups: bool, old_umask: Mode, keep: &m
         })?;
     }
     program.tuning.apply()?;
+    new_keyring()?;
     // Before the change of directory, so that no path leads to a descriptor of ours (CVE-2024-21626).
     close_all_but(3 + program.preserve_fds, keep).context("close what the program shall not have")?;
     let entered = enter_cwd(program);
@@ -232,6 +233,15 @@ fn own_pipes(user: &oci::User) {
             // In a user namespace the pipe may be one that cannot be given away; it works as it is.
             let _ = rustix::fs::fchown(fd, Some(owner.0), Some(owner.1));
         }
+    }
+}
+
+/// A session's keys are not the container's: the caller's login may hold the host's (pam_keyinit(8)).
+fn new_keyring() -> Result<()> {
+    match sys::new_session_keyring() {
+        // Without keys in this kernel, or where none can be had by anybody (a filter around a container in a container).
+        Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::NOSYS | Errno::PERM)) => Ok(()),
+        done => done.context("new session keyring"),
     }
 }
 

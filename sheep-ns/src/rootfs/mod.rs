@@ -6,7 +6,6 @@
 
 pub mod copyup;
 pub mod dev;
-pub mod idmap;
 pub mod mask;
 pub mod mount;
 pub mod options;
@@ -77,8 +76,8 @@ impl Plan {
         };
         let (masked, read_only_paths) =
             (paths("maskedPaths", &linux.masked_paths)?, paths("readonlyPaths", &linux.readonly_paths)?);
-        idmap::trees(&config.mounts, &mut mounts, linux)?;
-        outside::take(&mut mounts, linux, propagation.of_host_mounts())?;
+        let slave = matches!(propagation.flag, MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::SHARED);
+        outside::take(&config.mounts, &mut mounts, linux, slave)?;
         Ok(Plan {
             path: root.path.as_path().to_owned(),
             readonly: root.readonly,
@@ -129,7 +128,7 @@ fn plan_mount(entry: &oci::Mount) -> Result<Mount> {
     if options.bind.is_some() && source.as_os_str().is_empty() {
         return Err(exit::usage(format!("mounts: {}: a bind mount needs a source", target.display())));
     }
-    Ok(Mount { target: target.to_owned(), kind, source, options, outside: None })
+    Ok(Mount { target: target.to_owned(), kind, source, options, tree: None })
 }
 
 fn propagation(word: Option<&str>) -> Result<Propagation> {
@@ -153,6 +152,8 @@ fn propagation(word: Option<&str>) -> Result<Propagation> {
 pub struct Root {
     tree: OwnedFd,
     sources: Vec<Option<OwnedFd>>,
+    /// Made read-only when nothing more is to be made in them.
+    read_only_later: Vec<OwnedFd>,
 }
 
 /// First part, still as the user who called: takes hold of the root directory and of what will be bound into it.
@@ -177,7 +178,7 @@ pub fn take(plan: &Plan) -> Result<Root> {
     // pivot_root wants a mount of this namespace: it goes on top of its own directory.
     attach(tree.as_fd(), dir.as_fd()).with_context(name)?;
     let sources = plan.mounts.iter().map(mount::open_source).collect::<Result<Vec<_>>>()?;
-    Ok(Root { tree, sources })
+    Ok(Root { tree, sources, read_only_later: Vec::new() })
 }
 
 /// The mount that holds the root directory must not hand our mounts on to the host (`rootfsPropagation: shared`).
@@ -199,7 +200,7 @@ pub fn fill(plan: &Plan, root: &mut Root) -> Result<()> {
         private: plan.propagation.flag == MountPropagationFlags::PRIVATE,
     };
     for (entry, source) in plan.mounts.iter().zip(root.sources.iter_mut()) {
-        mount::mount(root.tree.as_fd(), entry, source.take(), around)?;
+        root.read_only_later.extend(mount::mount(root.tree.as_fd(), entry, source.take(), around)?);
     }
     if let Some(nodes) = &plan.nodes {
         dev::make(root.tree.as_fd(), nodes, plan.bind_nodes)?;
@@ -216,13 +217,20 @@ impl AsFd for Root {
 /// Last part: hides what is to be hidden and makes this the root of the process and of its namespace. The host's tree is
 /// gone from the namespace then.
 pub fn enter(plan: &Plan, root: Root) -> Result<()> {
+    for tree in &root.read_only_later {
+        sys::mount_setattr(tree.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0).context("read-only tmpfs")?;
+    }
     mask::read_only(root.as_fd(), &plan.read_only_paths)?;
     mask::mask(root.as_fd(), &plan.masked)?;
     if plan.readonly {
         sys::mount_setattr(root.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0).context("root.readonly")?;
     }
+    let old =
+        open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context("the host's root")?;
     fchdir(&root).context("enter the root")?;
     pivot_root(c".", c".").context("pivot_root")?;
+    // The host's root lies on the new one now; here it is meant.
+    fchdir(&old).context("leave the host's root")?;
     if plan.propagation.flag == MountPropagationFlags::SHARED {
         // Else the host would lose what is unmounted here.
         mount_change(c".", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)

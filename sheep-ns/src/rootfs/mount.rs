@@ -28,8 +28,8 @@ pub struct Mount {
     pub source: PathBuf,
     /// How.
     pub options: Options,
-    /// The source of a bind mount, where it was taken before the clone (`outside.rs`, `idmap.rs`).
-    pub outside: Option<OwnedFd>,
+    /// The source of a bind, where it was taken hold of before the clone.
+    pub tree: Option<OwnedFd>,
 }
 
 /// What the child needs to know of the container for its mounts.
@@ -62,8 +62,8 @@ const PROC_FILES: [&str; 11] = [
 /// in it can change what the path means.
 pub fn open_source(mount: &Mount) -> Result<Option<OwnedFd>> {
     let Some(recursive) = mount.options.bind else { return Ok(None) };
-    if let Some(tree) = &mount.outside {
-        return tree.try_clone().map(Some).with_context(|| format!("mount {}: source", mount.target.display()));
+    if let Some(tree) = &mount.tree {
+        return tree.try_clone().map(Some).with_context(|| format!("mount {}", mount.target.display()));
     }
     clone_tree(CWD, &mount.source, recursive).map(Some).map_err(|errno| source_error(mount, errno))
 }
@@ -87,10 +87,16 @@ pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno>
     move_mount(tree, c"", target, c"", flags)
 }
 
-/// Mounts it. `source` is what [`open_source`] gave.
-pub fn mount(root: BorrowedFd<'_>, mount: &Mount, source: Option<OwnedFd>, around: Surroundings) -> Result<()> {
+/// Mounts it. `source` is what [`open_source`] gave. Gives a tmpfs that is yet to be made read-only: what comes after it
+/// may need a place in it.
+pub fn mount(
+    root: BorrowedFd<'_>,
+    mount: &Mount,
+    source: Option<OwnedFd>,
+    around: Surroundings,
+) -> Result<Option<OwnedFd>> {
     let made = match source {
-        Some(tree) => bind(root, mount, tree.as_fd(), around),
+        Some(tree) => bind(root, mount, tree.as_fd(), around).map(|()| None),
         None => own(root, mount, around),
     };
     made.with_context(|| format!("mount {}", mount.target.display()))
@@ -104,17 +110,26 @@ fn bind(root: BorrowedFd<'_>, mount: &Mount, tree: BorrowedFd<'_>, around: Surro
         bail!("/proc must be a proc file system; {} is none", mount.source.display());
     }
     refuse_over_proc(target.as_fd(), &mount.target)?;
-    set_attributes(tree, &mount.options)?;
+    if mount.tree.is_some() {
+        // Done before the clone, but for what was put in since: more can be forbidden here, not less.
+        let forbids = Options { clear: 0, clear_all: 0, ..mount.options.clone() };
+        let only = |set| set & (libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_RDONLY);
+        set_attributes(tree, &Options { set: only(forbids.set), set_all: only(forbids.set_all), ..forbids })?;
+    } else {
+        set_attributes(tree, &mount.options)?;
+    }
     attach(tree, target.as_fd()).context("attach")?;
     set_propagation(tree, &mount.options, around)
 }
 
-fn own(root: BorrowedFd<'_>, mount: &Mount, around: Surroundings) -> Result<()> {
+fn own(root: BorrowedFd<'_>, mount: &Mount, around: Surroundings) -> Result<Option<OwnedFd>> {
     let target = resolve::target(root, &mount.target, Make::Dir)?;
     if mount.target == Path::new("/proc") && mount.kind != "proc" {
         bail!("/proc must be a proc file system; type '{}' is none", mount.kind);
     }
     refuse_over_proc(target.as_fd(), &mount.target)?;
+    let later = mount.kind == "tmpfs" && mount.options.set & libc::MOUNT_ATTR_RDONLY != 0;
+    let set = if later { mount.options.set & !libc::MOUNT_ATTR_RDONLY } else { mount.options.set };
     let tree = match mount.kind.as_str() {
         "cgroup" | "cgroup2" => cgroup(mount, around)?,
         "sysfs" => match new_mount(mount, &mount.kind, mount.options.set) {
@@ -122,7 +137,7 @@ fn own(root: BorrowedFd<'_>, mount: &Mount, around: Surroundings) -> Result<()> 
             Err(e) if is_not_permitted(&e) => read_only_copy(Path::new("/sys"))?,
             made => made?,
         },
-        kind => new_mount(mount, kind, mount.options.set)?,
+        kind => new_mount(mount, kind, set)?,
     };
     if mount.options.copy_up {
         copyup::copy(target.as_fd(), tree.as_fd()).context("tmpcopyup")?;
@@ -132,7 +147,8 @@ fn own(root: BorrowedFd<'_>, mount: &Mount, around: Surroundings) -> Result<()> 
         sys::mount_setattr(tree.as_fd(), true, mount.options.set_all, mount.options.clear_all, 0)
             .context("recursive options")?;
     }
-    set_propagation(tree.as_fd(), &mount.options, around)
+    set_propagation(tree.as_fd(), &mount.options, around)?;
+    Ok(later.then_some(tree))
 }
 
 /// A new mount of a file system, detached.
@@ -185,7 +201,7 @@ fn cgroup(mount: &Mount, around: Surroundings) -> Result<OwnedFd> {
         kind: "cgroup2".into(),
         source: "cgroup2".into(),
         options: Options { data: Vec::new(), ..mount.options.clone() },
-        outside: None,
+        tree: None,
     };
     let mut attributes = mount.options.set;
     if !around.own_cgroup_namespace {
@@ -210,7 +226,8 @@ fn is_not_permitted(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Errno>().is_some_and(|e| *e == Errno::PERM)
 }
 
-fn set_attributes(tree: BorrowedFd<'_>, options: &Options) -> Result<()> {
+/// Puts a mount's options in force on a detached tree.
+pub fn set_attributes(tree: BorrowedFd<'_>, options: &Options) -> Result<()> {
     if options.set | options.clear != 0 {
         sys::mount_setattr(tree, false, options.set, options.clear, 0).context("options")?;
     }

@@ -249,3 +249,100 @@ fn joined_namespaces_and_a_new_user_namespace() {
     holder.kill().unwrap();
     holder.wait().unwrap();
 }
+
+/// The session that starts a container may hold keys of the host's; what is inside has a session of its own.
+#[test]
+fn no_key_of_the_callers_session() {
+    let world = World::new();
+    let search = "/usr/bin/keyctl search @s user sheep-secret 2>&1";
+    world.bundle(&format!("{search}; echo; exec sleep 1000"), |config| {
+        for dir in ["/usr", "/lib", "/lib64"] {
+            let mount = json!({"destination": dir, "type": "bind", "source": dir, "options": ["rbind", "ro"]});
+            config["mounts"].as_array_mut().unwrap().push(mount);
+        }
+    });
+    let in_a_session = |args: &[&str]| {
+        let command = world.ns(args);
+        let script = format!("keyctl add user sheep-secret x @s >/dev/null; {search}; \"$@\" >inside 2>&1 </dev/null");
+        let output = std::process::Command::new("keyctl")
+            .args(["session", "-", "sh", "-c", &script, "sh"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .current_dir(&world.dir)
+            .output()
+            .unwrap();
+        let outside = String::from_utf8(output.stdout).unwrap();
+        assert!(outside.trim().parse::<u64>().is_ok(), "it is found in the session itself: {outside}");
+        let inside = || fs::read_to_string(world.path("inside")).unwrap();
+        crate::harness::wait("what it says", || inside().ends_with('\n'));
+        inside()
+    };
+    let inside = in_a_session(&["run", "-d", "-b", &world.path("bundle"), "set-keys"]);
+    assert!(inside.contains("not available"), "{inside}");
+    let inside = in_a_session(&["exec", "set-keys", "sh", "-c", search]);
+    assert!(inside.contains("not available"), "{inside}");
+    world.ok(&["delete", "--force", "set-keys"]);
+}
+
+/// A read-only tmpfs with something mounted in it: its place is made while that is possible.
+#[test]
+fn a_place_in_a_read_only_tmpfs() {
+    let world = World::new();
+    let script = "cat /t/deep/file; touch /t/x 2>/dev/null; echo $?; touch /dev/x 2>/dev/null; echo $?; test -c /dev/null; echo $?";
+    world.bundle(script, |config| {
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        let dev = mounts.iter_mut().find(|mount| mount["destination"] == "/dev").unwrap();
+        dev["options"].as_array_mut().unwrap().push(json!("ro"));
+        mounts.push(json!({"destination": "/t", "type": "tmpfs", "source": "t", "options": ["ro"]}));
+        mounts.push(json!({"destination": "/t/deep/file", "type": "bind", "source": world.path("host/canary"), "options": ["bind"]}));
+    });
+    assert_eq!(world.ok(&["run", "-b", &world.path("bundle"), "set-place"]), "of the host\n1\n1\n0\n");
+}
+
+/// What is forbidden on a bind mount is so in a user namespace too, and what the host's mount forbids can be allowed.
+#[test]
+fn bind_options_in_a_user_namespace() {
+    let world = World::new();
+    world.give_root_to(100_000);
+    for (words, want) in [
+        (json!(["bind", "ro", "nosuid", "noexec", "noatime"]), "ro,nosuid,noexec,noatime"),
+        (json!(["rbind", "nodev", "rslave", "rro"]), "ro,nodev,relatime"),
+        (json!(["bind", "strictatime"]), "rw"),
+    ] {
+        world.bundle("grep ' /m ' /proc/self/mountinfo | cut -d' ' -f6", |config| {
+            in_user_namespace(config);
+            let mount = json!({"destination": "/m", "type": "bind", "source": world.path("host"), "options": words});
+            config["mounts"].as_array_mut().unwrap().push(mount);
+        });
+        assert_eq!(world.ok(&["run", "-b", &world.path("bundle"), "set-bind"]).trim(), want, "{words}");
+    }
+}
+
+/// `rootfsPropagation: shared` on a host whose mounts are shared, as systemd has them: what is left behind inside is not
+/// unmounted outside, and what asked to be shared is.
+#[test]
+fn a_shared_root_leaves_the_host_alone() {
+    let world = World::new();
+    fs::create_dir_all(world.path("host/below")).unwrap();
+    for word in ["shared", "rshared"] {
+        world.bundle("grep -c ' /m .* shared:' /proc/self/mountinfo", |config| {
+            config["linux"]["rootfsPropagation"] = json!(word);
+            let mount = json!({"destination": "/m", "type": "bind", "source": world.path("bundle"), "options": ["bind", "shared"]});
+            config["mounts"].as_array_mut().unwrap().push(mount);
+        });
+        let command = world.ns(&["run", "-b", &world.path("bundle"), "set-shared"]);
+        let script = format!(
+            "mount -t tmpfs x {below} && mount --make-rshared / && wc -l < /proc/self/mountinfo && \"$@\" && wc -l < /proc/self/mountinfo",
+            below = world.path("host/below")
+        );
+        let output = std::process::Command::new("unshare")
+            .args(["-m", "--propagation", "private", "sh", "-c", &script, "sh"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<&str> = text.split_whitespace().collect();
+        assert!(lines.len() == 3 && lines[0] == lines[2] && lines[1] == "1", "{word}: {text} {:?}", output.stderr);
+    }
+}

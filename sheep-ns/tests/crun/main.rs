@@ -3,6 +3,7 @@
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used)]
 
+mod generate;
 mod harness;
 
 use std::process::Command;
@@ -118,6 +119,11 @@ fn compare(bundle: &Bundle, cases: Vec<Case>, want: Want) {
 
 /// mountinfo without what differs from run to run: ids, device numbers, peer group numbers, sizes chosen by the kernel.
 fn mountinfo(text: &str) -> String {
+    mountinfo_but(text, &MASKED)
+}
+
+/// The same, with these paths masked.
+fn mountinfo_but(text: &str, masked: &[&str]) -> String {
     let mut lines: Vec<String> = text
         .lines()
         .filter_map(|line| {
@@ -129,7 +135,7 @@ fn mountinfo(text: &str) -> String {
                 .split(',')
                 .filter(|option| !option.starts_with("nr_inodes=") && *option != "inode64")
                 .collect();
-            if MASKED.contains(&left[4]) {
+            if masked.contains(&left[4]) {
                 // What hides a path differs; that it hides it, and cannot be written, is compared.
                 return Some(format!("{} hidden {}", left[4], left[5].split(',').next().unwrap_or_default()));
             }
@@ -427,4 +433,103 @@ fn terminals() {
         ],
         Want::Same,
     );
+}
+
+/// Sections of what the probe said, normalized: the same inside means the same text.
+fn sections(text: &str, config: &Value) -> Vec<(String, String)> {
+    let masked: Vec<&str> =
+        config["linux"]["maskedPaths"].as_array().unwrap().iter().map(|path| path.as_str().unwrap()).collect();
+    let users = config["linux"]["uidMappings"].is_array();
+    let host = |link: &str| {
+        let kind = link.split(':').next().unwrap_or_default();
+        std::fs::read_link(format!("/proc/self/ns/{kind}")).is_ok_and(|own| own.to_str() == Some(link))
+    };
+    let mut parts = text.split("== ").filter_map(|part| part.split_once('\n'));
+    let first = parts.next().map(|(name, body)| (name.to_owned(), body.to_owned()));
+    let rest = parts.map(|(name, body)| {
+        let body = match name {
+            "mounts" => {
+                let nodes = |line: &&str| !users || !line.contains(" devtmpfs ");
+                mountinfo_but(body, &masked).lines().filter(nodes).collect::<Vec<_>>().join("\n")
+            }
+            "env" => body.lines().filter(|line| *line != "HOME=/").collect::<Vec<_>>().join("\n"),
+            "namespaces" => {
+                let told = |link: &str| {
+                    if host(link) { link.to_owned() } else { link.split(':').next().unwrap().to_owned() + " new" }
+                };
+                body.lines().map(told).collect::<Vec<_>>().join("\n")
+            }
+            _ => body.to_owned(),
+        };
+        (name.to_owned(), body)
+    });
+    first.into_iter().chain(rest).collect()
+}
+
+/// Lines that only one of the two has.
+fn only_in(a: &str, b: &str) -> String {
+    a.lines().filter(|line| !b.lines().any(|other| other == *line)).collect::<Vec<_>>().join(" | ")
+}
+
+/// Configurations that nobody has thought of, half of them in each of two threads. The first seed is SHEEP_CRUN_SEED, their
+/// number SHEEP_CRUN_RUNS; a single one is shown with what was seen.
+fn generated(part: u64) {
+    let of = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (first, all) = (of("SHEEP_CRUN_SEED", 1), of("SHEEP_CRUN_RUNS", 220));
+    let runs = if part == 0 { all - all / 2 } else { all / 2 };
+    let first = first + part * (all - all / 2);
+    let bundle = Bundle::new();
+    // All there, so that nobody makes anything in what is read-only, or belongs to somebody else.
+    for dir in ["host/tree/sub", "host/tree/deep", "host/opt/deep", "host/deep"] {
+        std::fs::create_dir_all(bundle.dir.join(dir)).unwrap();
+    }
+    for dir in ["proc", "sys", "dev", "mnt/a/deep", "mnt/b", "mnt/c", "real/under", "made/for/it"] {
+        std::fs::create_dir_all(bundle.dir.join("bundle/rootfs").join(dir)).unwrap();
+    }
+    std::fs::write(bundle.dir.join("bundle/rootfs/mnt/file"), "").unwrap();
+    let hooked = || {
+        let log = std::fs::read_to_string(bundle.dir.join("hooked")).unwrap_or_default();
+        let _ = std::fs::remove_file(bundle.dir.join("hooked"));
+        log
+    };
+    let mut differences = Vec::new();
+    let mut succeeded = 0;
+    for seed in first..first + runs {
+        let config = generate::config(seed, &bundle);
+        bundle.configure(&config);
+        let (crun, crun_hooks) = (bundle.crun("", false), hooked());
+        let (sheep, sheep_hooks) = (bundle.sheep("", false), hooked());
+        if all == 1 {
+            println!("{config:#}\n{}\n{}", crun.stdout, sheep.stdout);
+        }
+        let mut told = Vec::new();
+        if crun_hooks != sheep_hooks {
+            told.push(format!("hooks: crun {crun_hooks:?}, sheep {sheep_hooks:?}"));
+        }
+        if crun.code != sheep.code || crun.stderr.is_empty() != sheep.stderr.is_empty() {
+            told.push(format!("crun {} {:?}, sheep {} {:?}", crun.code, crun.stderr, sheep.code, sheep.stderr));
+        } else {
+            succeeded += u64::from(!crun.stdout.is_empty());
+        }
+        let (theirs, ours) = (sections(&crun.stdout, &config), sections(&sheep.stdout, &config));
+        for ((name, theirs), (_, ours)) in theirs.iter().zip(&ours).filter(|(theirs, ours)| theirs != ours) {
+            told.push(format!("{name}: crun {}; sheep {}", only_in(theirs, ours), only_in(ours, theirs)));
+        }
+        if !told.is_empty() {
+            differences.push(format!("seed {seed}: {}", told.join("\n    ")));
+        }
+    }
+    assert!(!mounted_under(&bundle.dir), "something is left mounted");
+    assert!(differences.is_empty(), "{} differ of {runs}\n{}", differences.len(), differences.join("\n"));
+    assert!(succeeded >= runs * 9 / 10, "only {succeeded} of {runs} ran");
+}
+
+#[test]
+fn generated_first_half() {
+    generated(0);
+}
+
+#[test]
+fn generated_second_half() {
+    generated(1);
 }
