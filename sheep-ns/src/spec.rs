@@ -10,7 +10,7 @@ pub mod user;
 
 use std::collections::BTreeMap;
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -27,8 +27,9 @@ use crate::doc::{self, Input};
 use crate::exit;
 use crate::oci::{
     self, Capabilities, Config, DeviceRule, IdMapping, Linux, Name, Namespace, NamespaceKind, Process, Resources, Root,
-    User,
+    Seccomp, User,
 };
+use crate::seccomp::{self, words::Arch};
 
 /// What runs, and how: shared by `spec` and `exec`.
 #[derive(Debug, Clone, Default, Args)]
@@ -63,6 +64,9 @@ pub struct SpecFlags {
     /// none: a network of its own, with nothing in it; host: this host's
     #[arg(long, value_name = "MODE", default_value = "none")]
     pub network: Network,
+    /// Filter of system calls: unconfined, or a profile's file as docker and podman take it [default: default, their own]
+    #[arg(long, value_name = "default|unconfined|FILE")]
+    pub seccomp: Option<OsString>,
     /// Most memory and swap together in bytes; k, m, g may follow
     #[arg(long, short, value_name = "BYTES")]
     pub memory: Option<String>,
@@ -137,6 +141,8 @@ pub struct Seen {
     pub rootless: Option<(u32, u32)>,
     /// The caller's environment, for `-e NAME`.
     pub env: Vec<(OsString, OsString)>,
+    /// What is in the file of `--seccomp`, where it names one.
+    pub profile: Option<Vec<u8>>,
 }
 
 /// The configuration for a command: from the document or root directory that the flags name; without either, for a
@@ -175,6 +181,7 @@ pub fn from_flags(flags: &SpecFlags, args: &[OsString]) -> Result<Config> {
         identity,
         rootless: (!caller.0.is_root()).then_some((caller.0.as_raw(), caller.1.as_raw())),
         env: env::vars_os().collect(),
+        profile: read_profile(flags.seccomp.as_deref())?,
     };
     let shell = [OsString::from("sh")];
     let plain = flags.from.is_none() && flags.rootfs.is_none() && args.is_empty();
@@ -188,6 +195,16 @@ pub fn print(flags: &SpecFlags, args: &[OsString]) -> Result<()> {
     text.push(b'\n');
     let mut out = io::stdout().lock();
     out.write_all(&text).and_then(|()| out.flush()).context("stdout")
+}
+
+fn read_profile(asked: Option<&OsStr>) -> Result<Option<Vec<u8>>> {
+    let Some(file) = asked.filter(|asked| *asked != "default" && *asked != "unconfined") else { return Ok(None) };
+    fs::read(file).map(Some).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            exit::not_found(format!("--seccomp {}: no such file; give one, or default or unconfined", file.display()))
+        }
+        _ => anyhow::Error::new(error).context(format!("--seccomp {}", file.display())),
+    })
 }
 
 fn open_root(path: &Path) -> Result<File> {
@@ -209,6 +226,7 @@ pub fn build(flags: &SpecFlags, args: &[OsString], input: &Input, seen: &Seen) -
     for volume in &flags.volume {
         mounts.push(mounts::volume(volume)?);
     }
+    let capabilities = capabilities(seen.identity.uid);
     let mut resources = limits::resources(flags)?;
     if seen.rootless.is_none() {
         // Of device nodes only the default ones work: root may make others, up to the host's disks.
@@ -222,7 +240,7 @@ pub fn build(flags: &SpecFlags, args: &[OsString], input: &Input, seen: &Seen) -
             args: process::args(args, &image, flags.no_entrypoint)?,
             env: process::env(flags, &image, seen)?,
             cwd: process::cwd(flags.cwd.as_deref(), &image)?,
-            capabilities: Some(capabilities(seen.identity.uid)),
+            capabilities: Some(capabilities.clone()),
             rlimits: limits::rlimits(&flags.rlimit)?,
             no_new_privileges: true,
             ..Process::default()
@@ -237,6 +255,7 @@ pub fn build(flags: &SpecFlags, args: &[OsString], input: &Input, seen: &Seen) -
             gid_mappings: mapping(seen.identity.gid, seen.rootless.map(|(_, gid)| gid)),
             cgroups_path: flags.cgroups_path.clone(),
             resources: Some(resources).filter(|resources| *resources != Resources::default()),
+            seccomp: filter(flags.seccomp.as_deref(), seen, &capabilities.bounding)?,
             masked_paths: mounts::MASKED.map(Name::from).to_vec(),
             readonly_paths: mounts::READONLY.map(Name::from).to_vec(),
             ..Linux::default()
@@ -262,6 +281,20 @@ fn capabilities(uid: u32) -> Capabilities {
     let set: Vec<String> = caps::DEFAULT.map(String::from).to_vec();
     let own = if uid == 0 { set.clone() } else { Vec::new() };
     Capabilities { bounding: set, effective: own.clone(), permitted: own, ..Capabilities::default() }
+}
+
+/// `--seccomp`.
+fn filter(asked: Option<&OsStr>, seen: &Seen, bounding: &[String]) -> Result<Option<Seccomp>> {
+    match (asked, &seen.profile) {
+        (Some(word), _) if word == "unconfined" => Ok(None),
+        (Some(file), Some(text)) => {
+            let profile = seccomp::profile::parse(text, &file.to_string_lossy(), Arch::native()?, bounding)?;
+            // What cannot be compiled is said here, and not by who gets config.json.
+            seccomp::compile(&profile).map_err(|error| error.context(format!("--seccomp {}", file.display())))?;
+            Ok(Some(profile))
+        }
+        _ => Ok(Some(seccomp::default::profile(Arch::native()?, bounding))),
+    }
 }
 
 fn namespaces(own_network: bool, rootless: bool) -> Vec<Namespace> {

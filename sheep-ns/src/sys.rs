@@ -220,6 +220,27 @@ pub fn attach_device_filter(group: BorrowedFd<'_>, filter: BorrowedFd<'_>) -> io
     check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attributes, size_of::<Attach>()) })
 }
 
+/// Loads a filter of system calls for this thread (seccomp(2), `SECCOMP_SET_MODE_FILTER`). Gives the listener's descriptor,
+/// close-on-exec, where `flags` ask for one.
+pub fn load_seccomp(program: &[crate::seccomp::bpf::Instruction], flags: u32) -> io::Result<Option<OwnedFd>> {
+    /// `struct sock_fprog`.
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        instructions: *const crate::seccomp::bpf::Instruction,
+    }
+    let length = u16::try_from(program.len()).map_err(io::Error::other)?;
+    let program = Program { length, instructions: program.as_ptr() };
+    // SAFETY: `program` is a sock_fprog with as many sock_filters as it says, and outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    check(result)?;
+    if flags & crate::seccomp::words::NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    // SAFETY: with this flag the call has just made a descriptor, which nobody else owns.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(result as RawFd) }))
+}
+
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
 }

@@ -62,7 +62,19 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
     let config_file = absolute(args.config.as_deref())?.unwrap_or_else(|| bundle.join("config.json"));
     let (config, bytes) = read_config(&config_file)?;
     env::set_current_dir(&bundle).with_context(|| format!("bundle {}", bundle.display()))?;
-    let plan = Plan::new(&config, args.preserve_fds)?;
+    let mut plan = Plan::new(&config, args.preserve_fds)?;
+    let profile = config.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
+    plan.program.connect_agent(
+        profile,
+        oci::State {
+            oci_version: oci::VERSION.to_owned(),
+            id: args.id.clone(),
+            status: oci::Status::Creating,
+            pid: 0,
+            bundle: bundle.clone().into(),
+            annotations: config.annotations.clone(),
+        },
+    )?;
     log_unknown_caps(global, &plan.program);
     let console = connect_console(&plan, console.as_deref(), life)?;
 

@@ -71,7 +71,7 @@ impl Plan {
             sysctl: linux.sysctl.iter().map(|(key, value)| (sysctl_path(key), value.clone())).collect(),
             oom_score_adj: process.oom_score_adj,
             terminal: process.terminal.then_some(process.console_size),
-            program: Program::new(process, preserve_fds)?,
+            program: Program::new(process, preserve_fds)?.with_filter(linux.seccomp.as_ref())?,
         })
     }
 

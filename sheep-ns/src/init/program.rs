@@ -19,6 +19,8 @@ use crate::exit::{self, Kind};
 use crate::oci;
 use crate::rootfs::mount::text;
 use crate::rootfs::resolve::{self, Make};
+use crate::seccomp::agent::{self, Agent};
+use crate::seccomp::{self, Filter};
 use crate::sys;
 
 /// A program and what it starts with, checked and in the form the kernel takes.
@@ -34,6 +36,10 @@ pub struct Program {
     no_new_privileges: bool,
     /// Descriptors that stay open besides 0, 1 and 2: from 3 on.
     preserve_fds: u32,
+    /// The filter of system calls.
+    filter: Option<Filter>,
+    /// Who answers for it.
+    agent: Option<Agent>,
     /// `HOME` is missing, and is taken from the container's /etc/passwd.
     needs_home: bool,
 }
@@ -68,8 +74,36 @@ impl Program {
             limits: limits(&process.rlimits)?,
             no_new_privileges: process.no_new_privileges,
             preserve_fds,
+            filter: None,
+            agent: None,
             needs_home: !process.env.iter().any(|variable| variable.as_bytes().starts_with(b"HOME=")),
         })
+    }
+
+    /// Gives the program a filter of system calls, compiled from `linux.seccomp`.
+    pub fn with_filter(mut self, profile: Option<&oci::Seccomp>) -> Result<Program> {
+        self.filter = profile.map(seccomp::compile).transpose()?;
+        Ok(self)
+    }
+
+    /// Connects to the agent that answers for the filter, where it asks one. `state` is what it is told of the container.
+    pub fn connect_agent(&mut self, profile: Option<&oci::Seccomp>, state: oci::State) -> Result<()> {
+        self.agent = agent::connect(profile, self.filter.as_ref(), state)?;
+        Ok(())
+    }
+
+    /// To be called while /proc is still the host's.
+    pub fn note_pid(&self) -> Result<()> {
+        self.agent.as_ref().map_or(Ok(()), Agent::note_pid)
+    }
+
+    /// Names in the profile that are no system calls anywhere: nothing becomes of them.
+    pub fn unknown_calls(&self) -> &[String] {
+        self.filter.as_ref().map(|filter| filter.unknown.as_slice()).unwrap_or_default()
+    }
+
+    fn load_filter(&self) -> Result<()> {
+        self.filter.as_ref().map_or(Ok(()), |filter| agent::load(filter, self.agent.as_ref()))
     }
 
     /// The user's id inside the container.
@@ -139,9 +173,15 @@ pub fn become_user(program: &Program, setgroups: bool, old_umask: Mode, keep: &m
         })?;
     }
     // Before the change of directory, so that no path leads to a descriptor of ours (CVE-2024-21626).
-    close_all_but(3 + program.preserve_fds, keep).context("close what the program shall not have")?;
+    let mut keep = keep.to_vec();
+    keep.extend(program.agent.as_ref().map(|agent| raw(agent.socket())));
+    close_all_but(3 + program.preserve_fds, &mut keep).context("close what the program shall not have")?;
     let entered = enter_cwd(program);
     own_pipes(&program.user);
+    if !program.no_new_privileges {
+        // A privilege, which the next steps take away: so all of them must be allowed by the filter, as with other runtimes.
+        program.load_filter()?;
+    }
     caps::bound(&program.caps).context("process.capabilities: bounding set")?;
     change_user(program, setgroups)?;
     match entered {
@@ -179,6 +219,12 @@ pub fn execute(program: &Program, ready: &Ready) -> anyhow::Error {
     sys::default_signals();
     if let Err(e) = nix::sys::signal::SigSet::empty().thread_set_mask() {
         return anyhow::Error::from(e).context("signal mask");
+    }
+    // As late as can be: nothing but execve has to be allowed by the filter.
+    if program.no_new_privileges
+        && let Err(error) = program.load_filter()
+    {
+        return error;
     }
     let error = sys::execve(&ready.path, &program.args, &ready.env);
     exec_error(program, Errno::from_io_error(&error).unwrap_or(Errno::IO))

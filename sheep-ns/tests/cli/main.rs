@@ -8,4 +8,5 @@ mod join;
 mod life;
 mod once;
 mod rootless;
+mod seccomp;
 mod terminal;

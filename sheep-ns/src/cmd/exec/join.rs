@@ -48,12 +48,24 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     let wanted = process_of(args, command, &config, process.pid)?;
     refuse::check_process(&wanted)?;
     let linux = config.linux.clone().unwrap_or_default();
+    let mut program = Program::new(&wanted, args.preserve_fds)?.with_filter(linux.seccomp.as_ref())?;
+    program.connect_agent(
+        linux.seccomp.as_ref(),
+        oci::State {
+            oci_version: oci::VERSION.to_owned(),
+            id: id.to_string(),
+            status: Status::Running,
+            pid: 0,
+            bundle: record.bundle.clone(),
+            annotations: config.annotations.clone(),
+        },
+    )?;
     let join = Join {
         namespaces: namespaces(&linux, process.pid)?,
         setgroups: geteuid().is_root(),
         oom_score_adj: wanted.oom_score_adj,
         terminal: wanted.terminal.then_some(wanted.console_size),
-        program: Program::new(&wanted, args.preserve_fds)?,
+        program,
         pidfd,
     };
     log_unknown_caps(global, &join.program);
@@ -236,6 +248,7 @@ fn refuse_flags_of_once(args: &Exec) -> Result<()> {
         (!spec.label.is_empty(), "--label"),
         (spec.no_entrypoint, "--no-entrypoint"),
         (!spec.rlimit.is_empty(), "--rlimit"),
+        (spec.seccomp.is_some(), "--seccomp"),
         (spec.network == crate::spec::Network::Host, "--network"),
     ];
     match table.iter().find(|(given, _)| *given) {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::cgroup::Cgroup;
 use crate::cli::{Exec, Global};
 use crate::cmd::create::connect;
-use crate::cmd::{absolute, manager, write_pid_file};
+use crate::cmd::{absolute, log_unknown_caps, manager, write_pid_file};
 use crate::exit;
 use crate::init::channel::send_fd;
 use crate::init::child::Begin;
@@ -27,6 +27,19 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     if only_default_devices {
         plan.root.only_default_devices();
     }
+    log_unknown_caps(global, &plan.program);
+    let profile = config.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
+    plan.program.connect_agent(
+        profile,
+        oci::State {
+            oci_version: oci::VERSION.to_owned(),
+            id: format!("exec-{}", std::process::id()),
+            status: oci::Status::Creating,
+            pid: 0,
+            bundle: std::env::current_dir().context("working directory")?.into_os_string().into(),
+            annotations: config.annotations.clone(),
+        },
+    )?;
     let console = match (absolute(args.console_socket.as_deref())?, plan.terminal.is_some()) {
         (None, _) => None,
         (Some(path), true) => Some(connect(&path)?),
