@@ -3,6 +3,7 @@
 //! [`from_flags`] looks at the world (the document, the container's passwd, whether a volume's source exists) and hands
 //! what it saw to [`build`], which is pure.
 
+mod isolate;
 mod limits;
 mod mounts;
 mod process;
@@ -21,12 +22,13 @@ use clap::{Args, ValueEnum};
 use rustix::process::{getegid, geteuid};
 use serde::Deserialize;
 
+pub use self::isolate::Isolate;
 use self::user::Identity;
 use crate::caps;
 use crate::doc::{self, Input};
 use crate::exit;
 use crate::oci::{
-    self, Capabilities, Config, DeviceRule, IdMapping, Linux, Name, Namespace, NamespaceKind, Process, Resources, Root,
+    self, Config, DeviceRule, IdMapping, Linux, Mount, Name, Namespace, NamespaceKind, Process, Resources, Root,
     Seccomp, User,
 };
 use crate::seccomp::{self, words::Arch};
@@ -94,6 +96,9 @@ pub struct SpecFlags {
     /// Resource limit of the process, nofile=1024:4096 (repeatable)
     #[arg(long, value_name = "TYPE=SOFT[:HARD]")]
     pub rlimit: Vec<String>,
+    /// How much of the host it sees, and what it may.
+    #[command(flatten)]
+    pub isolate: Isolate,
 }
 
 /// Which network the container sees.
@@ -141,6 +146,8 @@ pub struct Seen {
     pub rootless: Option<(u32, u32)>,
     /// The caller's environment, for `-e NAME`.
     pub env: Vec<(OsString, OsString)>,
+    /// Every capability there is to be had.
+    pub held: Vec<String>,
     /// What is in the file of `--seccomp`, where it names one.
     pub profile: Option<Vec<u8>>,
 }
@@ -162,24 +169,26 @@ pub fn from_flags(flags: &SpecFlags, args: &[OsString]) -> Result<Config> {
         }
         (None, None) => (Input { rootfs: "rootfs".into(), ..Input::default() }, File::open("rootfs").ok()),
     };
-    for volume in &flags.volume {
-        let mount = mounts::volume(volume)?;
-        let source = mount.source.unwrap_or_default();
+    for (mount, flag) in asked_mounts(flags)? {
+        let Some(source) = mount.source.filter(|_| mount.kind.as_deref() == Some("bind")) else { continue };
         fs::metadata(&*source).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => exit::not_found(format!("--volume: {}: no such file", source.display())),
-            _ => anyhow::Error::new(error).context(format!("--volume: {}", source.display())),
+            io::ErrorKind::NotFound => exit::not_found(format!("{flag}: {}: no such file", source.display())),
+            _ => anyhow::Error::new(error).context(format!("{flag}: {}", source.display())),
         })?;
     }
     let image = ImageDefaults::of(&input)?;
     let asked = flags.user.as_deref().or(image.user.as_deref()).unwrap_or_default();
-    let identity = match &root {
-        Some(root) => user::resolve(root.as_fd(), asked)?,
-        None => user::find(asked, b"", b"")?,
+    let mut identity = match (&root, flags.isolate.uid, flags.isolate.gid) {
+        (_, Some(uid), gid) => Identity { uid, gid: gid.unwrap_or(uid), ..Identity::default() },
+        (Some(root), ..) => user::resolve(root.as_fd(), asked)?,
+        (None, ..) => user::find(asked, b"", b"")?,
     };
+    identity.gid = flags.isolate.gid.unwrap_or(identity.gid);
     let caller = (geteuid(), getegid());
     let seen = Seen {
         identity,
-        rootless: (!caller.0.is_root()).then_some((caller.0.as_raw(), caller.1.as_raw())),
+        held: held(!caller.0.is_root() || flags.isolate.map_root),
+        rootless: (!caller.0.is_root() || flags.isolate.map_root).then_some((caller.0.as_raw(), caller.1.as_raw())),
         env: env::vars_os().collect(),
         profile: read_profile(flags.seccomp.as_deref())?,
     };
@@ -195,6 +204,26 @@ pub fn print(flags: &SpecFlags, args: &[OsString]) -> Result<()> {
     text.push(b'\n');
     let mut out = io::stdout().lock();
     out.write_all(&text).and_then(|()| out.flush()).context("stdout")
+}
+
+/// The mounts that flags ask for, with the flag. Those nearer to the root come first, so that none hides another.
+fn asked_mounts(flags: &SpecFlags) -> Result<Vec<(Mount, &'static str)>> {
+    let mut mounts = Vec::new();
+    for volume in &flags.volume {
+        mounts.push((mounts::volume(volume)?, "--volume"));
+    }
+    mounts.extend(flags.isolate.mounts()?.into_iter().map(|mount| (mount, "--bind")));
+    mounts.sort_by_key(|(mount, _)| mount.destination.as_path().components().count());
+    Ok(mounts)
+}
+
+/// The capabilities of this kernel that are this process's to give: all of them in a new user namespace.
+fn held(new_namespace: bool) -> Vec<String> {
+    let bit = |number: usize| rustix::thread::CapabilitySet::from_bits_retain(1 << number);
+    let has = |number| rustix::thread::capability_is_in_bounding_set(bit(number));
+    let names = caps::NAMES.iter().enumerate();
+    let names = names.filter(|(number, _)| has(*number).is_ok_and(|held| held || new_namespace));
+    names.map(|(_, name)| (*name).to_owned()).collect()
 }
 
 fn read_profile(asked: Option<&OsStr>) -> Result<Option<Vec<u8>>> {
@@ -221,12 +250,14 @@ fn open_root(path: &Path) -> Result<File> {
 /// The configuration for a command. Pure: what it must know of the world is in `seen`.
 pub fn build(flags: &SpecFlags, args: &[OsString], input: &Input, seen: &Seen) -> Result<Config> {
     let image = ImageDefaults::of(input)?;
-    let own_network = flags.network == Network::None;
+    let isolate = &flags.isolate;
+    let own_network = flags.network == Network::None && !isolate.shares(NamespaceKind::Network);
     let mut mounts = mounts::defaults(seen.rootless.is_some(), own_network);
-    for volume in &flags.volume {
-        mounts.push(mounts::volume(volume)?);
+    if seen.rootless.is_some() {
+        mounts::without_namespaces(&mut mounts, isolate);
     }
-    let capabilities = capabilities(seen.identity.uid);
+    mounts.extend(asked_mounts(flags)?.into_iter().map(|(mount, _)| mount));
+    let capabilities = isolate.capabilities(seen.identity.uid, &seen.held)?;
     let mut resources = limits::resources(flags)?;
     if seen.rootless.is_none() {
         // Of device nodes only the default ones work: root may make others, up to the host's disks.
@@ -246,11 +277,11 @@ pub fn build(flags: &SpecFlags, args: &[OsString], input: &Input, seen: &Seen) -
             ..Process::default()
         }),
         root: Some(Root { path: input.rootfs.clone(), readonly: flags.read_only || input.read_only }),
-        hostname: Some(hostname(flags.hostname.as_deref())?),
+        hostname: hostname(flags.hostname.as_deref(), isolate)?,
         mounts,
         annotations: annotations(&flags.label)?,
         linux: Some(Linux {
-            namespaces: namespaces(own_network, seen.rootless.is_some()),
+            namespaces: namespaces(own_network, seen.rootless.is_some(), isolate),
             uid_mappings: mapping(seen.identity.uid, seen.rootless.map(|(uid, _)| uid)),
             gid_mappings: mapping(seen.identity.gid, seen.rootless.map(|(_, gid)| gid)),
             cgroups_path: flags.cgroups_path.clone(),
@@ -276,13 +307,6 @@ fn mapping(inside: u32, outside: Option<u32>) -> Vec<IdMapping> {
     outside.map(|host_id| IdMapping { container_id: inside, host_id, size: 1 }).into_iter().collect()
 }
 
-/// The default set. Only root has it in force; for others it is what setuid programs could get.
-fn capabilities(uid: u32) -> Capabilities {
-    let set: Vec<String> = caps::DEFAULT.map(String::from).to_vec();
-    let own = if uid == 0 { set.clone() } else { Vec::new() };
-    Capabilities { bounding: set, effective: own.clone(), permitted: own, ..Capabilities::default() }
-}
-
 /// `--seccomp`.
 fn filter(asked: Option<&OsStr>, seen: &Seen, bounding: &[String]) -> Result<Option<Seccomp>> {
     match (asked, &seen.profile) {
@@ -297,7 +321,7 @@ fn filter(asked: Option<&OsStr>, seen: &Seen, bounding: &[String]) -> Result<Opt
     }
 }
 
-fn namespaces(own_network: bool, rootless: bool) -> Vec<Namespace> {
+fn namespaces(own_network: bool, rootless: bool, isolate: &Isolate) -> Vec<Namespace> {
     use NamespaceKind::{Cgroup, Ipc, Mount, Network, Pid, User, Uts};
     let mut kinds = vec![Pid, Mount, Uts, Ipc, Cgroup];
     if own_network {
@@ -306,16 +330,22 @@ fn namespaces(own_network: bool, rootless: bool) -> Vec<Namespace> {
     if rootless {
         kinds.push(User);
     }
-    kinds.into_iter().map(|kind| Namespace { kind, path: None }).collect()
+    kinds.into_iter().filter(|kind| !isolate.shares(*kind)).map(|kind| Namespace { kind, path: None }).collect()
 }
 
-fn hostname(asked: Option<&str>) -> Result<String> {
+fn hostname(asked: Option<&str>, isolate: &Isolate) -> Result<Option<String>> {
+    if isolate.shares(NamespaceKind::Uts) {
+        return match asked {
+            Some(_) => Err(exit::usage("--hostname: would rename this host; take uts out of --share")),
+            None => Ok(None),
+        };
+    }
     let name = asked.unwrap_or("sheep");
     // 64 is what sethostname(2) takes.
     if name.is_empty() || name.len() > 64 || name.contains(char::is_whitespace) || name.contains(char::is_control) {
         return Err(exit::usage(format!("--hostname {name:?}: 1 to 64 characters without spaces")));
     }
-    Ok(name.to_owned())
+    Ok(Some(name.to_owned()))
 }
 
 fn annotations(labels: &[String]) -> Result<BTreeMap<String, String>> {

@@ -90,6 +90,15 @@ pub fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, set: u64, clear: u64, 
     check(result)
 }
 
+/// Takes over a descriptor that our caller has left open for us, close-on-exec from now on. EBADF: it has not.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl on a number; it makes a new descriptor or fails.
+    let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    check(own.into())?;
+    // SAFETY: the call has just made this descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(own) })
+}
+
 /// Closes the descriptors `first..=last`.
 pub fn close_range(first: u32, last: u32) -> io::Result<()> {
     // SAFETY: the callers close numbers of which no OwnedFd of theirs is used any more: they are about to exec or exit.

@@ -4,6 +4,7 @@
 
 mod escape;
 mod harness;
+mod isolate;
 mod join;
 mod life;
 mod once;

@@ -182,7 +182,7 @@ fn an_agent_gets_the_questions_and_answers() {
     assert!(i64::from(answer(&questions, 77)) > pid.as_i64().unwrap());
     assert!(!world.root("d").exists());
     // A process that joins is asked about, too, by a descriptor of its own.
-    let mut joined = world.ns(&["exec", "asked", "mkdir", "/e"]).spawn().unwrap();
+    let mut joined = world.ns(&["exec", "asked", "mkdir", "/e"]).stderr(std::process::Stdio::null()).spawn().unwrap();
     let (own, state) = receive(&listener);
     assert_eq!(state["state"]["status"], "running");
     answer(&own, 13);

@@ -236,6 +236,8 @@ fn same_user_namespace(pid: i32) -> Result<bool> {
 fn refuse_flags_of_once(args: &Exec) -> Result<()> {
     let spec = &args.spec;
     let table = [
+        (args.die_with_parent, "--die-with-parent"),
+        (args.json_status_fd.is_some(), "--json-status-fd"),
         (!spec.volume.is_empty(), "--volume"),
         (spec.hostname.is_some(), "--hostname"),
         (spec.read_only, "--read-only"),
@@ -251,10 +253,8 @@ fn refuse_flags_of_once(args: &Exec) -> Result<()> {
         (spec.seccomp.is_some(), "--seccomp"),
         (spec.network == crate::spec::Network::Host, "--network"),
     ];
-    match table.iter().find(|(given, _)| *given) {
-        Some((_, flag)) => {
-            Err(exit::usage(format!("{flag} is for --rootfs or --from; a running container has its own")))
-        }
+    match table.iter().find(|(given, _)| *given).map(|(_, flag)| *flag).or(spec.isolate.given()) {
+        Some(flag) => Err(exit::usage(format!("{flag} is for --rootfs or --from; a running container has its own"))),
         None => Ok(()),
     }
 }
