@@ -135,6 +135,12 @@ pub struct Exec {
     /// Send a pidfd of the process to this socket
     #[arg(long, value_name = "SOCKET")]
     pub pidfd_socket: Option<PathBuf>,
+    /// End, and the command with it, when the program that called this one ends
+    #[arg(long)]
+    pub die_with_parent: bool,
+    /// Write to this descriptor: a JSON object with child-pid when the command begins, one with exit-code when it has ended
+    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(0..))]
+    pub json_status_fd: Option<i32>,
     /// Pass N more file descriptors, from 3 on
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,

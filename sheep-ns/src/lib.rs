@@ -17,6 +17,7 @@ pub mod process;
 pub mod protect;
 pub mod refuse;
 pub mod rootfs;
+pub mod seccomp;
 pub mod spec;
 pub mod state;
 pub mod supervise;

@@ -3,6 +3,7 @@
 //! [`from_flags`] looks at the world (the document, the container's passwd, whether a volume's source exists) and hands
 //! what it saw to [`build`], which is pure.
 
+mod isolate;
 pub mod limits;
 mod mounts;
 mod process;
@@ -10,7 +11,7 @@ pub mod user;
 
 use std::collections::BTreeMap;
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -21,14 +22,16 @@ use clap::{Args, ValueEnum};
 use rustix::process::{getegid, geteuid};
 use serde::Deserialize;
 
+pub use self::isolate::Isolate;
 use self::user::Identity;
 use crate::caps;
 use crate::doc::{self, Input};
 use crate::exit;
 use crate::oci::{
-    self, Capabilities, Config, DeviceRule, IdMapping, Linux, Name, Namespace, NamespaceKind, Process, Resources, Root,
-    User,
+    self, Config, DeviceRule, IdMapping, Linux, Mount, Name, Namespace, NamespaceKind, Process, Resources, Root,
+    Seccomp, User,
 };
+use crate::seccomp::{self, words::Arch};
 
 /// What runs, and how: shared by `spec` and `exec`.
 #[derive(Debug, Clone, Default, Args)]
@@ -63,6 +66,9 @@ pub struct SpecFlags {
     /// none: a network of its own, with nothing in it; host: this host's
     #[arg(long, value_name = "MODE", default_value = "none")]
     pub network: Network,
+    /// Filter of system calls: unconfined, or a profile's file as docker and podman take it [default: default, their own]
+    #[arg(long, value_name = "default|unconfined|FILE")]
+    pub seccomp: Option<OsString>,
     /// Most memory and swap together in bytes; k, m, g may follow
     #[arg(long, short, value_name = "BYTES")]
     pub memory: Option<String>,
@@ -90,6 +96,9 @@ pub struct SpecFlags {
     /// Resource limit of the process, nofile=1024:4096 (repeatable)
     #[arg(long, value_name = "TYPE=SOFT[:HARD]")]
     pub rlimit: Vec<String>,
+    /// How much of the host it sees, and what it may.
+    #[command(flatten)]
+    pub isolate: Isolate,
 }
 
 /// Which network the container sees.
@@ -137,6 +146,10 @@ pub struct Seen {
     pub rootless: Option<(u32, u32)>,
     /// The caller's environment, for `-e NAME`.
     pub env: Vec<(OsString, OsString)>,
+    /// Every capability there is to be had.
+    pub held: Vec<String>,
+    /// What is in the file of `--seccomp`, where it names one.
+    pub profile: Option<Vec<u8>>,
 }
 
 /// The configuration for a command: from the document or root directory that the flags name; without either, for a
@@ -156,29 +169,62 @@ pub fn from_flags(flags: &SpecFlags, args: &[OsString]) -> Result<Config> {
         }
         (None, None) => (Input { rootfs: "rootfs".into(), ..Input::default() }, File::open("rootfs").ok()),
     };
-    for volume in &flags.volume {
-        let mount = mounts::volume(volume)?;
-        let source = mount.source.unwrap_or_default();
+    for (mount, flag) in asked_mounts(flags)? {
+        let Some(source) = mount.source.filter(|_| mount.kind.as_deref() == Some("bind")) else { continue };
         fs::metadata(&*source).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => exit::not_found(format!("--volume: {}: no such file", source.display())),
-            _ => anyhow::Error::new(error).context(format!("--volume: {}", source.display())),
+            io::ErrorKind::NotFound => exit::not_found(format!("{flag}: {}: no such file", source.display())),
+            _ => anyhow::Error::new(error).context(format!("{flag}: {}", source.display())),
         })?;
     }
     let image = ImageDefaults::of(&input)?;
     let asked = flags.user.as_deref().or(image.user.as_deref()).unwrap_or_default();
-    let identity = match &root {
-        Some(root) => user::resolve(root.as_fd(), asked)?,
-        None => user::find(asked, b"", b"")?,
+    let mut identity = match (&root, flags.isolate.uid, flags.isolate.gid) {
+        (_, Some(uid), gid) => Identity { uid, gid: gid.unwrap_or(uid), ..Identity::default() },
+        (Some(root), ..) => user::resolve(root.as_fd(), asked)?,
+        (None, ..) => user::find(asked, b"", b"")?,
     };
+    identity.gid = flags.isolate.gid.unwrap_or(identity.gid);
     let caller = (geteuid(), getegid());
     let seen = Seen {
         identity,
-        rootless: (!caller.0.is_root()).then_some((caller.0.as_raw(), caller.1.as_raw())),
+        held: held(!caller.0.is_root() || flags.isolate.map_root),
+        rootless: (!caller.0.is_root() || flags.isolate.map_root).then_some((caller.0.as_raw(), caller.1.as_raw())),
         env: env::vars_os().collect(),
+        profile: read_profile(flags.seccomp.as_deref())?,
     };
     let shell = [OsString::from("sh")];
     let plain = flags.from.is_none() && flags.rootfs.is_none() && args.is_empty();
     build(flags, if plain { &shell } else { args }, &input, &seen)
+}
+
+/// The mounts that flags ask for, with the flag. Those nearer to the root come first, so that none hides another.
+fn asked_mounts(flags: &SpecFlags) -> Result<Vec<(Mount, &'static str)>> {
+    let mut mounts = Vec::new();
+    for volume in &flags.volume {
+        mounts.push((mounts::volume(volume)?, "--volume"));
+    }
+    mounts.extend(flags.isolate.mounts()?.into_iter().map(|mount| (mount, "--bind")));
+    mounts.sort_by_key(|(mount, _)| mount.destination.as_path().components().count());
+    Ok(mounts)
+}
+
+/// The capabilities of this kernel that are this process's to give: all of them in a new user namespace.
+fn held(new_namespace: bool) -> Vec<String> {
+    let bit = |number: usize| rustix::thread::CapabilitySet::from_bits_retain(1 << number);
+    let has = |number| rustix::thread::capability_is_in_bounding_set(bit(number));
+    let names = caps::NAMES.iter().enumerate();
+    let names = names.filter(|(number, _)| has(*number).is_ok_and(|held| held || new_namespace));
+    names.map(|(_, name)| (*name).to_owned()).collect()
+}
+
+fn read_profile(asked: Option<&OsStr>) -> Result<Option<Vec<u8>>> {
+    let Some(file) = asked.filter(|asked| *asked != "default" && *asked != "unconfined") else { return Ok(None) };
+    fs::read(file).map(Some).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            exit::not_found(format!("--seccomp {}: no such file; give one, or default or unconfined", file.display()))
+        }
+        _ => anyhow::Error::new(error).context(format!("--seccomp {}", file.display())),
+    })
 }
 
 fn open_root(path: &Path) -> Result<File> {
@@ -195,11 +241,14 @@ fn open_root(path: &Path) -> Result<File> {
 /// The configuration for a command. Pure: what it must know of the world is in `seen`.
 pub fn build(flags: &SpecFlags, args: &[OsString], input: &Input, seen: &Seen) -> Result<Config> {
     let image = ImageDefaults::of(input)?;
-    let own_network = flags.network == Network::None;
+    let isolate = &flags.isolate;
+    let own_network = flags.network == Network::None && !isolate.shares(NamespaceKind::Network);
     let mut mounts = mounts::defaults(seen.rootless.is_some(), own_network);
-    for volume in &flags.volume {
-        mounts.push(mounts::volume(volume)?);
+    if seen.rootless.is_some() {
+        mounts::without_namespaces(&mut mounts, isolate);
     }
+    mounts.extend(asked_mounts(flags)?.into_iter().map(|(mount, _)| mount));
+    let capabilities = isolate.capabilities(seen.identity.uid, &seen.held)?;
     let mut resources = limits::resources(flags)?;
     if seen.rootless.is_none() {
         // Of device nodes only the default ones work: root may make others, up to the host's disks.
@@ -213,21 +262,22 @@ pub fn build(flags: &SpecFlags, args: &[OsString], input: &Input, seen: &Seen) -
             args: process::args(args, &image, flags.no_entrypoint)?,
             env: process::env(flags, &image, seen)?,
             cwd: process::cwd(flags.cwd.as_deref(), &image)?,
-            capabilities: Some(capabilities(seen.identity.uid)),
+            capabilities: Some(capabilities.clone()),
             rlimits: limits::rlimits(&flags.rlimit)?,
             no_new_privileges: true,
             ..Process::default()
         }),
         root: Some(Root { path: input.rootfs.clone(), readonly: flags.read_only || input.read_only }),
-        hostname: Some(hostname(flags.hostname.as_deref())?),
+        hostname: hostname(flags.hostname.as_deref(), isolate)?,
         mounts,
         annotations: annotations(&flags.label)?,
         linux: Some(Linux {
-            namespaces: namespaces(own_network, seen.rootless.is_some()),
+            namespaces: namespaces(own_network, seen.rootless.is_some(), isolate),
             uid_mappings: mapping(seen.identity.uid, seen.rootless.map(|(uid, _)| uid)),
             gid_mappings: mapping(seen.identity.gid, seen.rootless.map(|(_, gid)| gid)),
             cgroups_path: flags.cgroups_path.clone(),
             resources: Some(resources).filter(|resources| *resources != Resources::default()),
+            seccomp: filter(flags.seccomp.as_deref(), seen, &capabilities.bounding)?,
             masked_paths: mounts::MASKED.map(Name::from).to_vec(),
             readonly_paths: mounts::READONLY.map(Name::from).to_vec(),
             ..Linux::default()
@@ -248,14 +298,21 @@ fn mapping(inside: u32, outside: Option<u32>) -> Vec<IdMapping> {
     outside.map(|host_id| IdMapping { container_id: inside, host_id, size: 1 }).into_iter().collect()
 }
 
-/// The default set. Only root has it in force; for others it is what setuid programs could get.
-fn capabilities(uid: u32) -> Capabilities {
-    let set: Vec<String> = caps::DEFAULT.map(String::from).to_vec();
-    let own = if uid == 0 { set.clone() } else { Vec::new() };
-    Capabilities { bounding: set, effective: own.clone(), permitted: own, ..Capabilities::default() }
+/// `--seccomp`.
+fn filter(asked: Option<&OsStr>, seen: &Seen, bounding: &[String]) -> Result<Option<Seccomp>> {
+    match (asked, &seen.profile) {
+        (Some(word), _) if word == "unconfined" => Ok(None),
+        (Some(file), Some(text)) => {
+            let profile = seccomp::profile::parse(text, &file.to_string_lossy(), Arch::native()?, bounding)?;
+            // What cannot be compiled is said here, and not by who gets config.json.
+            seccomp::compile(&profile).map_err(|error| error.context(format!("--seccomp {}", file.display())))?;
+            Ok(Some(profile))
+        }
+        _ => Ok(Some(seccomp::default::profile(Arch::native()?, bounding))),
+    }
 }
 
-fn namespaces(own_network: bool, rootless: bool) -> Vec<Namespace> {
+fn namespaces(own_network: bool, rootless: bool, isolate: &Isolate) -> Vec<Namespace> {
     use NamespaceKind::{Cgroup, Ipc, Mount, Network, Pid, User, Uts};
     let mut kinds = vec![Pid, Mount, Uts, Ipc, Cgroup];
     if own_network {
@@ -264,16 +321,22 @@ fn namespaces(own_network: bool, rootless: bool) -> Vec<Namespace> {
     if rootless {
         kinds.push(User);
     }
-    kinds.into_iter().map(|kind| Namespace { kind, path: None }).collect()
+    kinds.into_iter().filter(|kind| !isolate.shares(*kind)).map(|kind| Namespace { kind, path: None }).collect()
 }
 
-fn hostname(asked: Option<&str>) -> Result<String> {
+fn hostname(asked: Option<&str>, isolate: &Isolate) -> Result<Option<String>> {
+    if isolate.shares(NamespaceKind::Uts) {
+        return match asked {
+            Some(_) => Err(exit::usage("--hostname: would rename this host; take uts out of --share")),
+            None => Ok(None),
+        };
+    }
     let name = asked.unwrap_or("sheep");
     // 64 is what sethostname(2) takes.
     if name.is_empty() || name.len() > 64 || name.contains(char::is_whitespace) || name.contains(char::is_control) {
         return Err(exit::usage(format!("--hostname {name:?}: 1 to 64 characters without spaces")));
     }
-    Ok(name.to_owned())
+    Ok(Some(name.to_owned()))
 }
 
 fn annotations(labels: &[String]) -> Result<BTreeMap<String, String>> {

@@ -103,6 +103,15 @@ fn set_mount_attr(fd: BorrowedFd<'_>, flags: libc::c_int, attr: &libc::mount_att
     check(result)
 }
 
+/// Takes over a descriptor that our caller has left open for us, close-on-exec from now on. EBADF: it has not.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl on a number; it makes a new descriptor or fails.
+    let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    check(own.into())?;
+    // SAFETY: the call has just made this descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(own) })
+}
+
 /// Closes the descriptors `first..=last`.
 pub fn close_range(first: u32, last: u32) -> io::Result<()> {
     // SAFETY: the callers close numbers of which no OwnedFd of theirs is used any more: they are about to exec or exit.
@@ -292,6 +301,27 @@ pub fn attach_device_filter(group: BorrowedFd<'_>, filter: BorrowedFd<'_>) -> io
         [group.as_raw_fd() as u32, filter.as_raw_fd() as u32, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
     // SAFETY: `attributes` is the start of a bpf_attr, of the size given; the kernel takes the rest as zero.
     check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attributes, size_of::<Attach>()) })
+}
+
+/// Loads a filter of system calls for this thread (seccomp(2), `SECCOMP_SET_MODE_FILTER`). Gives the listener's descriptor,
+/// close-on-exec, where `flags` ask for one.
+pub fn load_seccomp(program: &[crate::seccomp::bpf::Instruction], flags: u32) -> io::Result<Option<OwnedFd>> {
+    /// `struct sock_fprog`.
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        instructions: *const crate::seccomp::bpf::Instruction,
+    }
+    let length = u16::try_from(program.len()).map_err(io::Error::other)?;
+    let program = Program { length, instructions: program.as_ptr() };
+    // SAFETY: `program` is a sock_fprog with as many sock_filters as it says, and outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    check(result)?;
+    if flags & crate::seccomp::words::NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    // SAFETY: with this flag the call has just made a descriptor, which nobody else owns.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(result as RawFd) }))
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {

@@ -116,6 +116,9 @@ pub struct Making {
     /// none: a network of its own with nothing in it; host: this host's
     #[arg(long, value_name = "MODE", value_enum)]
     pub network: Option<Network>,
+    /// Filter of system calls: unconfined, or a profile's file as docker and podman take it [default: default, their own]
+    #[arg(long, value_name = "default|unconfined|FILE")]
+    pub seccomp: Option<OsString>,
     /// How the root directory is made [default: auto]
     #[arg(long, value_name = "BACKEND", value_enum)]
     pub backend: Option<Backend>,

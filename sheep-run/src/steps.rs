@@ -81,6 +81,9 @@ pub fn plan(making: &Making) -> Result<Plan> {
             flag(name, value.as_ref());
         }
     }
+    if let Some(profile) = &making.seccomp {
+        flag("--seccomp", profile);
+    }
     if making.network == Some(Network::Host) {
         flag("--network", "host".as_ref());
     }

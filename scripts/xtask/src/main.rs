@@ -1,7 +1,9 @@
-//! Developer tasks: files in docs/ that are generated from the code, so that they cannot say something else than it does.
+//! Developer tasks: files in docs/ that are generated from the code, so that they cannot say something else than it does,
+//! and one source file that is generated from the kernel's headers.
 
 mod man;
 mod schema;
+mod syscalls;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,11 +12,12 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "usage: cargo run -p xtask -- man|schemas|all|check
+const USAGE: &str = "usage: cargo run -p xtask -- man|schemas|syscalls|all|check
   man      docs/man/: a manual page for each program and each verb
   schemas  docs/schema/: JSON Schemas of the documents
   all      both
-  check    fail when one of these files is not what the code would generate";
+  syscalls sheep-ns/src/seccomp/numbers.rs: system call numbers, from the kernel's headers
+  check    fail when one of the files of 'all' is not what the code would generate";
 
 /// Generated files: where in the repository, and what is in them.
 type Files = BTreeMap<PathBuf, Vec<u8>>;
@@ -38,6 +41,9 @@ fn run() -> Result<()> {
         ["all"] => {
             write(&repository, "docs/man", &man::pages()?)?;
             write(&repository, "docs/schema", &schema::files()?)
+        }
+        ["syscalls"] => {
+            fs::write(repository.join(syscalls::FILE), syscalls::table(&repository)?).context(syscalls::FILE)
         }
         ["check"] => {
             check(&repository, "docs/man", &man::pages()?)?;

@@ -74,6 +74,8 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
         annotations: config.annotations.clone(),
     };
     plan.hooks = config.hooks.clone().map(|lists| Hooks { lists, state: state.clone() });
+    let profile = config.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
+    plan.program.connect_agent(profile, state.clone())?;
     log_unknown_caps(global, &plan.program);
     let sockets = Sockets {
         console: connect_console(&plan, console.as_deref(), life)?,

@@ -56,6 +56,11 @@ fn log_unknown_caps(global: &Global, program: &Program) {
         let message = format!("process.capabilities: {name} is not known here, and not given");
         log::write(global.log.as_deref(), global.log_format, "warning", &message);
     }
+    // Profiles name the calls of many kernels and machines; who wonders asks with --debug.
+    for name in program.unknown_calls().iter().filter(|_| global.debug) {
+        let message = format!("linux.seccomp: {name} is no system call that is known here, and has no rule");
+        log::write(global.log.as_deref(), global.log_format, "debug", &message);
+    }
 }
 
 /// Writes data to stdout in one go.

@@ -209,6 +209,10 @@ impl Child {
 
     fn end(&self) -> String {
         match self.wait() {
+            Ok(code) if i32::from(code) == 128 + libc::SIGSYS => {
+                "signal 31: the filter of linux.seccomp ends it; with process.noNewPrivileges it is loaded last"
+                    .to_owned()
+            }
             Ok(code) if code > 128 => format!("signal {}", code - 128),
             Ok(code) => format!("exit code {code}"),
             Err(error) => format!("{error:#}"),

@@ -77,7 +77,7 @@ impl Plan {
             oom_score_adj: process.oom_score_adj,
             terminal: process.terminal.then_some(process.console_size),
             hooks: None,
-            program: Program::new(process, linux, preserve_fds)?,
+            program: Program::new(process, linux, preserve_fds)?.with_filter(linux.seccomp.as_ref())?,
         })
     }
 

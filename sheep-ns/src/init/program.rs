@@ -20,6 +20,8 @@ use crate::exit::{self, Kind};
 use crate::oci;
 use crate::rootfs::mount::text;
 use crate::rootfs::resolve::{self, Make};
+use crate::seccomp::agent::{self, Agent};
+use crate::seccomp::{self, Filter};
 use crate::sys;
 
 /// A program and what it starts with, checked and in the form the kernel takes.
@@ -36,6 +38,10 @@ pub struct Program {
     no_new_privileges: bool,
     /// Descriptors that stay open besides 0, 1 and 2: from 3 on.
     preserve_fds: u32,
+    /// The filter of system calls.
+    filter: Option<Filter>,
+    /// Who answers for it.
+    agent: Option<Agent>,
     /// `HOME` is missing or empty, and is taken from the container's /etc/passwd.
     needs_home: bool,
     /// A working directory that is not there is made.
@@ -78,6 +84,8 @@ impl Program {
             tuning: Tuning::new(process, linux)?,
             no_new_privileges: process.no_new_privileges,
             preserve_fds,
+            filter: None,
+            agent: None,
             makes_cwd: true,
         })
     }
@@ -85,6 +93,32 @@ impl Program {
     /// A working directory that is not there is then an error: who joins a container changes nothing in it.
     pub fn needs_its_cwd(&mut self) {
         self.makes_cwd = false;
+    }
+
+    /// Gives the program a filter of system calls, compiled from `linux.seccomp`.
+    pub fn with_filter(mut self, profile: Option<&oci::Seccomp>) -> Result<Program> {
+        self.filter = profile.map(seccomp::compile).transpose()?;
+        Ok(self)
+    }
+
+    /// Connects to the agent that answers for the filter, where it asks one. `state` is what it is told of the container.
+    pub fn connect_agent(&mut self, profile: Option<&oci::Seccomp>, state: oci::State) -> Result<()> {
+        self.agent = agent::connect(profile, self.filter.as_ref(), state)?;
+        Ok(())
+    }
+
+    /// To be called while /proc is still the host's.
+    pub fn note_pid(&self) -> Result<()> {
+        self.agent.as_ref().map_or(Ok(()), Agent::note_pid)
+    }
+
+    /// Names in the profile that are no system calls anywhere: nothing becomes of them.
+    pub fn unknown_calls(&self) -> &[String] {
+        self.filter.as_ref().map(|filter| filter.unknown.as_slice()).unwrap_or_default()
+    }
+
+    fn load_filter(&self) -> Result<()> {
+        self.filter.as_ref().map_or(Ok(()), |filter| agent::load(filter, self.agent.as_ref()))
     }
 
     /// The user's id inside the container.
@@ -156,9 +190,15 @@ pub fn become_user(program: &Program, setgroups: bool, old_umask: Mode, keep: &m
     program.tuning.apply()?;
     new_keyring()?;
     // Before the change of directory, so that no path leads to a descriptor of ours (CVE-2024-21626).
-    close_all_but(3 + program.preserve_fds, keep).context("close what the program shall not have")?;
+    let mut keep = keep.to_vec();
+    keep.extend(program.agent.as_ref().map(|agent| raw(agent.socket())));
+    close_all_but(3 + program.preserve_fds, &mut keep).context("close what the program shall not have")?;
     let entered = enter_cwd(program);
     own_pipes(&program.user);
+    if !program.no_new_privileges {
+        // A privilege, which the next steps take away: so all of them must be allowed by the filter, as with other runtimes.
+        program.load_filter()?;
+    }
     caps::bound(&program.caps).context("process.capabilities: bounding set")?;
     change_user(program, setgroups)?;
     match entered {
@@ -196,6 +236,12 @@ pub fn execute(program: &Program, ready: &Ready) -> anyhow::Error {
     sys::default_signals();
     if let Err(e) = nix::sys::signal::SigSet::empty().thread_set_mask() {
         return anyhow::Error::from(e).context("signal mask");
+    }
+    // As late as can be: nothing but execve has to be allowed by the filter.
+    if program.no_new_privileges
+        && let Err(error) = program.load_filter()
+    {
+        return error;
     }
     let error = sys::execve(&ready.path, &program.args, &ready.env);
     exec_error(program, Errno::from_io_error(&error).unwrap_or(Errno::IO))

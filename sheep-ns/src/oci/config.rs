@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Name;
+use super::{Name, Seccomp};
 
 fn is_false(value: &bool) -> bool {
     !value
@@ -338,7 +338,7 @@ pub struct Linux {
     pub rootfs_propagation: Option<String>,
     /// System call filter.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub seccomp: Option<Value>,
+    pub seccomp: Option<Seccomp>,
     /// Kernel parameters, `kernel.msgmax` or `net.ipv4.ip_forward`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctl: BTreeMap<String, String>,

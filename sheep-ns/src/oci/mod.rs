@@ -3,10 +3,12 @@
 pub mod config;
 pub mod features;
 pub mod name;
+pub mod seccomp;
 pub mod state;
 
 pub use config::*;
 pub use name::Name;
+pub use seccomp::{Seccomp, SyscallArg, SyscallRule};
 pub use state::{State, Status};
 
 /// The version of the runtime specification these types follow, as containers' states give it.
@@ -45,7 +47,10 @@ mod tests {
         "throttleReadIOPSDevice":[{"major":8,"minor":0,"rate":3}],"throttleWriteIOPSDevice":[{"major":8,"minor":0,"rate":4}]},
         "hugepageLimits":[{"pageSize":"2MB","limit":7}],"network":{"classID":1},
         "rdma":{"mlx5":{"hcaHandles":3,"hcaObjects":4}},"unified":{"memory.high":"1"}},
-        "rootfsPropagation":"slave","seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},"sysctl":{"kernel.msgmax":"1"},
+        "rootfsPropagation":"slave","seccomp":{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":38,"architectures":["SCMP_ARCH_X86"],
+        "flags":["SECCOMP_FILTER_FLAG_LOG"],"listenerPath":"/s","listenerMetadata":"m","syscalls":[{"names":["read"],
+        "action":"SCMP_ACT_ERRNO","errnoRet":1,"args":[{"index":0,"value":18446744073709551615,"valueTwo":2,
+        "op":"SCMP_CMP_MASKED_EQ"}]}]},"sysctl":{"kernel.msgmax":"1"},
         "maskedPaths":["/proc/kcore"],"readonlyPaths":["/proc/sys"],"mountLabel":"m","intelRdt":{"closID":"g"},
         "personality":{"domain":"LINUX32"}},"vm":{"kernel":{"path":"/k"}}}"#;
 

@@ -6,7 +6,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use anyhow::Result;
 
 use crate::exit;
-use crate::oci::{Mount, Name};
+use crate::oci::{Mount, Name, NamespaceKind};
+
+use super::Isolate;
 
 /// Paths that show or change the host and are hidden, as docker hides them.
 pub const MASKED: [&str; 12] = [
@@ -73,6 +75,19 @@ pub fn defaults(rootless: bool, own_network: bool) -> Vec<Mount> {
         mounts.push(mount("cgroup", "cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]));
     }
     mounts
+}
+
+/// Without namespaces of their own an unprivileged user can mount no proc and no message queues: the host's processes are
+/// bound in, and queues left out.
+pub fn without_namespaces(mounts: &mut Vec<Mount>, isolate: &Isolate) {
+    if isolate.shares(NamespaceKind::Ipc) {
+        mounts.retain(|mount| mount.kind.as_deref() != Some("mqueue"));
+    }
+    if isolate.shares(NamespaceKind::Pid) {
+        for mount in mounts.iter_mut().filter(|mount| mount.kind.as_deref() == Some("proc")) {
+            *mount = bind("/proc".into(), "/proc".into(), &["rbind", "rprivate", "nosuid", "noexec", "nodev"]);
+        }
+    }
 }
 
 /// `-v SRC:DST[:ro|rw]` as a bind mount. Whether SRC exists is for the caller to see. Errors with usage.

@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::exit;
 use crate::oci::Name;
 
-use super::{ImageDefaults, Seen, SpecFlags};
+use super::{ImageDefaults, Isolate, Seen, SpecFlags};
 
 /// Where programs are looked for in a container whose image does not say.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -32,9 +32,19 @@ pub fn args(command: &[OsString], image: &ImageDefaults, no_entrypoint: bool) ->
 /// The image's environment, then `-e`; PATH, HOME, and with a terminal TERM where nobody has set them.
 pub fn env(flags: &SpecFlags, image: &ImageDefaults, seen: &Seen) -> Result<Vec<Name>> {
     let mut env: Vec<Name> = Vec::new();
-    for variable in image.env.as_deref().unwrap_or_default() {
+    let isolate = &flags.isolate;
+    if isolate.keep_env {
+        for (name, value) in &seen.env {
+            let mut variable = name.clone();
+            variable.push("=");
+            variable.push(value);
+            env.push(Name(variable));
+        }
+    }
+    for variable in image.env.as_deref().unwrap_or_default().iter().filter(|_| !isolate.clearenv) {
         set(&mut env, variable.clone());
     }
+    env.retain(|variable| !is_unset(isolate, name_of(variable)));
     for asked in &flags.env {
         let name = name_of(asked);
         if name.is_empty() {
@@ -63,11 +73,18 @@ pub fn env(flags: &SpecFlags, image: &ImageDefaults, seen: &Seen) -> Result<Vec<
     home.push(seen.identity.home.as_deref().unwrap_or(OsStr::new("/")));
     defaults.push(Name(home));
     for default in defaults {
+        if isolate.clearenv || is_unset(isolate, name_of(&default)) {
+            continue;
+        }
         if !env.iter().any(|variable| name_of(variable) == name_of(&default)) {
             env.push(default);
         }
     }
     Ok(env)
+}
+
+fn is_unset(isolate: &Isolate, name: &[u8]) -> bool {
+    isolate.unsetenv.iter().any(|unset| unset.as_bytes() == name)
 }
 
 /// The bytes before the first `=`.

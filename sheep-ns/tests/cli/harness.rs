@@ -91,8 +91,19 @@ impl World {
 
     /// `sheep-ns` with this world's state directory.
     pub fn ns(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.ns);
-        command.arg("--root").arg(self.dir.join("state")).args(args).stdin(Stdio::null()).current_dir(&self.dir);
+        let mut command = self.command(&self.ns);
+        command.arg("--root").arg(self.dir.join("state")).args(args);
+        command
+    }
+
+    /// A shell of this world's user.
+    pub fn shell(&self) -> Command {
+        self.command(Path::new("/bin/sh"))
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).current_dir(&self.dir);
         command.env_remove("XDG_RUNTIME_DIR");
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid).env("HOME", &self.dir);

@@ -115,7 +115,7 @@ fn settings_that_are_not_done_are_refused() {
     let world = World::new();
     let bundle = world.path("bundle");
     let table = [
-        ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"}), "linux.seccomp"),
+        ("/linux/seccomp", json!({"defaultAction": "ALLOW"}), "linux.seccomp"),
         ("/process/apparmorProfile", json!("x"), "process.apparmorProfile"),
         ("/process/selinuxLabel", json!("x"), "process.selinuxLabel"),
         ("/linux/mountLabel", json!("x"), "linux.mountLabel"),

@@ -49,8 +49,19 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     let wanted = process_of(args, command, &config, process.pid)?;
     refuse::check_process(&wanted)?;
     let linux = config.linux.clone().unwrap_or_default();
-    let mut program = Program::new(&wanted, &linux, args.preserve_fds)?;
+    let mut program = Program::new(&wanted, &linux, args.preserve_fds)?.with_filter(linux.seccomp.as_ref())?;
     program.needs_its_cwd();
+    program.connect_agent(
+        linux.seccomp.as_ref(),
+        oci::State {
+            oci_version: oci::VERSION.to_owned(),
+            id: id.to_string(),
+            status: Status::Running,
+            pid: 0,
+            bundle: record.bundle.clone(),
+            annotations: config.annotations.clone(),
+        },
+    )?;
     let join = Join {
         namespaces: namespaces(&linux, process.pid)?,
         setgroups: geteuid().is_root(),
@@ -250,6 +261,8 @@ fn same_user_namespace(pid: i32) -> Result<bool> {
 fn refuse_flags_of_once(args: &Exec) -> Result<()> {
     let spec = &args.spec;
     let table = [
+        (args.die_with_parent, "--die-with-parent"),
+        (args.json_status_fd.is_some(), "--json-status-fd"),
         (!spec.volume.is_empty(), "--volume"),
         (spec.hostname.is_some(), "--hostname"),
         (spec.read_only, "--read-only"),
@@ -262,12 +275,11 @@ fn refuse_flags_of_once(args: &Exec) -> Result<()> {
         (!spec.label.is_empty(), "--label"),
         (spec.no_entrypoint, "--no-entrypoint"),
         (!spec.rlimit.is_empty(), "--rlimit"),
+        (spec.seccomp.is_some(), "--seccomp"),
         (spec.network == crate::spec::Network::Host, "--network"),
     ];
-    match table.iter().find(|(given, _)| *given) {
-        Some((_, flag)) => {
-            Err(exit::usage(format!("{flag} is for --rootfs or --from; a running container has its own")))
-        }
+    match table.iter().find(|(given, _)| *given).map(|(_, flag)| *flag).or(spec.isolate.given()) {
+        Some(flag) => Err(exit::usage(format!("{flag} is for --rootfs or --from; a running container has its own"))),
         None => Ok(()),
     }
 }

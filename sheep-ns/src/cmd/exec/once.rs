@@ -1,14 +1,15 @@
 //! One command in new namespaces. Nothing is written anywhere: no state, and no control group unless a limit is asked for.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::cgroup::Cgroup;
 use crate::cli::{Exec, Global};
 use crate::cmd::create::connect;
-use crate::cmd::{absolute, manager, write_pid_file};
+use crate::cmd::{absolute, log_unknown_caps, manager, write_pid_file};
 use crate::exit;
 use crate::init::channel::send_fd;
 use crate::init::child::Begin;
@@ -21,12 +22,33 @@ use crate::sys;
 /// Runs it and waits for its end.
 pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     refuse_flags_of_join(args)?;
+    let parent = rustix::process::getppid();
+    if args.die_with_parent {
+        set_parent_process_death_signal(Some(Signal::KILL)).context("--die-with-parent")?;
+        if rustix::process::getppid() != parent {
+            return Err(anyhow::anyhow!("--die-with-parent: the parent has ended already"));
+        }
+    }
+    let status = args.json_status_fd.map(sys::inherited).transpose().context("--json-status-fd")?;
     let mut config = spec::from_flags(&args.spec, &args.args)?;
     let only_default_devices = take_device_filter(&mut config);
     let mut plan = Plan::new(&config, args.preserve_fds)?;
     if only_default_devices {
         plan.root.only_default_devices();
     }
+    log_unknown_caps(global, &plan.program);
+    let profile = config.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
+    plan.program.connect_agent(
+        profile,
+        oci::State {
+            oci_version: oci::VERSION.to_owned(),
+            id: format!("exec-{}", std::process::id()),
+            status: oci::Status::Creating,
+            pid: 0,
+            bundle: std::env::current_dir().context("working directory")?.into_os_string().into(),
+            annotations: config.annotations.clone(),
+        },
+    )?;
     let console = match (absolute(args.console_socket.as_deref())?, plan.terminal.is_some()) {
         (None, _) => None,
         (Some(path), true) => Some(connect(&path, "--console-socket")?),
@@ -42,7 +64,7 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
         Some(linux) => Cgroup::create(linux, &format!("exec-{}", std::process::id()), manager(global))?,
         None => None,
     };
-    let code = start_and_wait(&plan, group.as_ref(), console, args);
+    let code = start_and_wait(&plan, group.as_ref(), console, args, status.as_ref());
     match group {
         Some(group) => {
             // The first process is gone; so are the others, but without a pid namespace.
@@ -71,15 +93,27 @@ fn start_and_wait(
     group: Option<&Cgroup>,
     console: Option<std::os::unix::net::UnixStream>,
     args: &Exec,
+    status: Option<&OwnedFd>,
 ) -> Result<u8> {
     // Before the clone, so that no signal falls between.
     let signals = Signals::block()?;
     let child = init::spawn(plan, group.map(Cgroup::dir), Begin::Now)?;
+    tell(status, "child-pid", child.pid.as_raw_nonzero().get());
     let code = serve(&child, plan, console, args, &signals);
+    if let Ok(code) = &code {
+        tell(status, "exit-code", i32::from(*code));
+    }
     if code.is_err() {
         child.destroy();
     }
     code
+}
+
+/// A line for `--json-status-fd`. That nobody reads it any more is no reason to end the command.
+fn tell(status: Option<&OwnedFd>, what: &str, value: i32) {
+    if let Some(fd) = status {
+        let _ = rustix::io::write(fd, format!("{{\"{what}\":{value}}}\n").as_bytes());
+    }
 }
 
 fn serve(
