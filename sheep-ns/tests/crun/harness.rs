@@ -93,7 +93,10 @@ impl Bundle {
     pub fn sheep(&self, stdin: &str, terminal: bool) -> Ending {
         let (root, bundle) = (self.path("sheep"), self.path("bundle"));
         let id = format!("crun-{}", self.dir.file_name().unwrap().display());
-        run(&[env!("CARGO_BIN_EXE_sheep-ns"), "--root", &root, "run", "--bundle", &bundle, &id], stdin, terminal)
+        // Private mounts, as crun has them: where the host's are shared, a slave of them shows.
+        let mut words = vec!["unshare", "-m", "--propagation", "private", env!("CARGO_BIN_EXE_sheep-ns")];
+        words.extend(["--root", &root, "run", "--bundle", &bundle, &id]);
+        run(&words, stdin, terminal)
     }
 
     fn path(&self, name: &str) -> String {
