@@ -6,6 +6,7 @@ mod engine;
 mod escape;
 mod harness;
 mod join;
+mod leak;
 mod life;
 mod once;
 mod rootless;
