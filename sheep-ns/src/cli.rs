@@ -149,6 +149,13 @@ pub struct Exec {
     pub args: Vec<OsString>,
 }
 
+impl Exec {
+    /// Whether the command gets namespaces of its own, and is not to join a container.
+    pub fn is_one_shot(&self) -> bool {
+        self.spec.rootfs.is_some() || self.spec.from.is_some()
+    }
+}
+
 /// `spec`
 #[derive(Debug, Args)]
 pub struct Spec {
@@ -341,9 +348,8 @@ pub struct Events {
 pub fn parse(words: &[OsString]) -> Result<Cli, clap::Error> {
     let cli = Cli::try_parse_from(words)?;
     let Verb::Exec(exec) = &cli.verb else { return Ok(cli) };
-    let once = exec.spec.rootfs.is_some() || exec.spec.from.is_some();
     let [id, first, ..] = exec.args.as_slice() else { return Ok(cli) };
-    if once || first == "--" || !first.as_encoded_bytes().starts_with(b"-") {
+    if exec.is_one_shot() || first == "--" || !first.as_encoded_bytes().starts_with(b"-") {
         return Ok(cli);
     }
     // The id, and all behind it, are the last words there are.

@@ -62,10 +62,10 @@ pub fn features() -> Features {
             cgroup: CgroupFeatures { v1: false, v2: true, systemd: false, systemd_user: false, rdma: true },
             seccomp: SeccompFeatures {
                 enabled: filters,
-                actions: seccomp(&ACTIONS, |name| json!({"linux": {"seccomp": {"defaultAction": name}}})),
+                actions: seccomp(&ACTIONS, |name| filter(json!({"names": ["mkdir"], "action": name}))),
                 operators: seccomp(&OPERATORS, |name| {
-                    let call = json!({"names": ["read"], "action": "SCMP_ACT_LOG", "args": [{"index": 0, "value": 1, "op": name}]});
-                    json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [call]}}})
+                    let argument = json!({"index": 0, "value": 1, "op": name});
+                    filter(json!({"names": ["mkdir"], "action": "SCMP_ACT_ALLOW", "args": [argument]}))
                 }),
                 archs: seccomp(
                     &ARCHS,
@@ -79,6 +79,11 @@ pub fn features() -> Features {
             net_devices: linux("netDevices", json!({"eth0": {}})),
         },
     }
+}
+
+/// A filter with this rule.
+fn filter(rule: Value) -> Value {
+    json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/x", "syscalls": [rule]}}})
 }
 
 fn takes_idmapped_mounts() -> bool {

@@ -9,6 +9,7 @@ mod harness;
 mod hooks;
 mod isolate;
 mod join;
+mod leak;
 mod life;
 mod once;
 mod rootless;

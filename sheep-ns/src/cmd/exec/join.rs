@@ -123,12 +123,9 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
 
 /// A group in the container's own, which it or somebody else has made there.
 fn group_below(own: &str, below: &str) -> Result<Cgroup> {
-    let inside = below.split('/').filter(|part| !part.is_empty()).try_fold(own.to_owned(), |path, part| {
-        (part != "." && part != "..").then(|| format!("{}/{part}", path.trim_end_matches('/')))
-    });
-    let path =
-        inside.ok_or_else(|| exit::usage(format!("--cgroup {below}: is no path in the container's control group")))?;
-    Cgroup::open(&path)?.ok_or_else(|| anyhow::anyhow!("--cgroup {below}: no such file or directory ({path})"))
+    let path = format!("{}/{below}", own.trim_end_matches('/'));
+    let group = Cgroup::open(&path).with_context(|| format!("--cgroup {below}"))?;
+    group.ok_or_else(|| anyhow::anyhow!("--cgroup {below}: no such file or directory ({path})"))
 }
 
 fn attend(child: &Child, join: &Join, console: Option<UnixStream>, args: &Exec, signals: &Signals) -> Result<u8> {

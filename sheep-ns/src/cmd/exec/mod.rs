@@ -9,7 +9,7 @@ use crate::cli::{Exec, Global};
 
 /// `exec`. The exit code is the command's own; 128+N where signal N ended it.
 pub fn run(global: &Global, args: Exec) -> Result<u8> {
-    if args.spec.rootfs.is_some() || args.spec.from.is_some() {
+    if args.is_one_shot() {
         return once::run(global, &args);
     }
     join::run(global, &args)
