@@ -196,6 +196,10 @@ fn set_env(env: &mut Vec<Name>, variable: &std::ffi::OsStr) -> Result<()> {
 
 /// A user by the container's own files. They are opened beneath the container's root, which is the first process's.
 fn user_of(asked: &str, pid: i32, umask: Option<u32>) -> Result<oci::User> {
+    if asked.is_empty() || asked.starts_with(':') {
+        // In an image this means root; here it would make root of a container's user by omission.
+        return Err(exit::usage(format!("--user {asked:?}: names no user")));
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open(format!("/proc/{pid}/root"), flags, Mode::empty()).context("the container's root")?;
     let found = user::resolve(root.as_fd(), asked)?;
