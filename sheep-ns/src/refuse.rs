@@ -39,7 +39,6 @@ fn check_linux(linux: &Linux) -> Result<()> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let table = [
         (linux.seccomp.is_some(), "linux.seccomp"),
-        (linux.net_devices.is_some(), "linux.netDevices"),
         (set(&linux.mount_label), "linux.mountLabel"),
         (linux.intel_rdt.is_some(), "linux.intelRdt"),
     ];
@@ -134,7 +133,6 @@ mod tests {
             ("/process/apparmorProfile", json!("p"), "process.apparmorProfile"),
             ("/process/selinuxLabel", json!("l"), "process.selinuxLabel"),
             ("/linux/seccomp", json!({}), "linux.seccomp"),
-            ("/linux/netDevices", json!({}), "linux.netDevices"),
             ("/linux/mountLabel", json!("l"), "linux.mountLabel"),
             ("/linux/intelRdt", json!({}), "linux.intelRdt"),
             ("/linux/namespaces", json!([{"type": "uts"}]), "new mount namespace"),

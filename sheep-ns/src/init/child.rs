@@ -16,6 +16,7 @@ use rustix::process::{
 };
 
 use super::channel::{Channel, Message};
+use super::netdev::Device;
 use super::plan::{Plan, flag};
 use super::program::{self, become_user, execute};
 use crate::hooks::Hooks;
@@ -85,6 +86,10 @@ fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result
     join(plan)?;
     if plan.new & flag(NamespaceKind::Network) != 0 {
         loopback_up()?;
+    }
+    if !plan.net_devices.is_empty() {
+        let Message::Moved = channel.receive()? else { bail!("given up by the parent") };
+        plan.net_devices.iter().try_for_each(Device::receive)?;
     }
     rootfs::fill(&plan.root, &mut root)?;
     let pid = match &plan.hooks {

@@ -46,7 +46,8 @@ mod tests {
         "rdma":{"mlx5":{"hcaHandles":3,"hcaObjects":4}},"unified":{"memory.high":"1"}},
         "rootfsPropagation":"slave","seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},"sysctl":{"kernel.msgmax":"1"},
         "maskedPaths":["/proc/kcore"],"readonlyPaths":["/proc/sys"],"mountLabel":"m","intelRdt":{"closID":"g"},
-        "personality":{"domain":"LINUX32"}},"vm":{"kernel":{"path":"/k"}}}"#;
+        "personality":{"domain":"LINUX32"},"netDevices":{"eth1":{},"eth2":{"name":"eth0"}},
+        "memoryPolicy":{"mode":"MPOL_BIND","nodes":"0","flags":["MPOL_F_STATIC_NODES"]}},"vm":{"kernel":{"path":"/k"}}}"#;
 
     #[test]
     fn what_is_read_is_written_again() {
