@@ -37,11 +37,7 @@ pub fn check_process(process: &Process) -> Result<()> {
 
 fn check_linux(linux: &Linux) -> Result<()> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    let table = [
-        (linux.net_devices.is_some(), "linux.netDevices"),
-        (set(&linux.mount_label), "linux.mountLabel"),
-        (linux.intel_rdt.is_some(), "linux.intelRdt"),
-    ];
+    let table = [(set(&linux.mount_label), "linux.mountLabel"), (linux.intel_rdt.is_some(), "linux.intelRdt")];
     refuse_first(&table)
 }
 
@@ -132,7 +128,6 @@ mod tests {
             ("/vm", json!({}), "vm"),
             ("/process/apparmorProfile", json!("p"), "process.apparmorProfile"),
             ("/process/selinuxLabel", json!("l"), "process.selinuxLabel"),
-            ("/linux/netDevices", json!({}), "linux.netDevices"),
             ("/linux/mountLabel", json!("l"), "linux.mountLabel"),
             ("/linux/intelRdt", json!({}), "linux.intelRdt"),
             ("/linux/namespaces", json!([{"type": "uts"}]), "new mount namespace"),

@@ -53,6 +53,11 @@ impl Maps {
         self.writer
     }
 
+    /// Whether an unprivileged user's container is mapped, with that user's ids.
+    pub fn is_of_a_user(&self) -> bool {
+        self.writer != Writer::Parent
+    }
+
     /// Whether uid 0 and gid 0 exist inside.
     pub fn has_root(&self) -> bool {
         [&self.uids, &self.gids].iter().all(|ids| ids.iter().any(|range| range.container_id == 0 && range.size > 0))

@@ -19,6 +19,8 @@ use crate::exit::{self, Kind};
 pub enum Message {
     /// Parent: the id maps are written.
     Mapped,
+    /// Parent: the network devices are in the child's network.
+    Moved,
     /// Child: its mounts are made, and it waits for [`Message::Hooked`].
     Filled,
     /// Parent: the hooks that run outside have run; with the child's process id as it is outside.
@@ -70,6 +72,7 @@ impl Channel {
     pub fn send(&self, message: &Message) -> Result<()> {
         let bytes = match message {
             Message::Mapped => b"M".to_vec(),
+            Message::Moved => b"N".to_vec(),
             Message::Filled => b"F".to_vec(),
             Message::Hooked(pid) => format!("H{pid}").into_bytes(),
             Message::Ready => b"R".to_vec(),
@@ -114,6 +117,7 @@ impl Channel {
         Ok(Some(match (text, fd) {
             ([], _) => Message::Closed,
             (b"M", _) => Message::Mapped,
+            (b"N", _) => Message::Moved,
             (b"F", _) => Message::Filled,
             (b"R", _) => Message::Ready,
             (b"C", _) => Message::Commit,

@@ -16,6 +16,7 @@ use rustix::process::{
 };
 
 use super::channel::{Channel, Message};
+use super::netdev::Device;
 use super::plan::{Plan, flag};
 use super::program::{self, become_user, execute};
 use crate::hooks::Hooks;
@@ -23,7 +24,7 @@ use crate::oci::NamespaceKind;
 use crate::rootfs::{self, dev};
 use crate::sys;
 use crate::tty;
-use crate::userns::Writer;
+use crate::userns::{Maps, Writer};
 
 /// When the program begins.
 #[derive(Debug)]
@@ -87,9 +88,13 @@ fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result
     if plan.new & flag(NamespaceKind::Network) != 0 {
         loopback_up()?;
     }
+    if !plan.net_devices.is_empty() {
+        let Message::Moved = channel.receive()? else { bail!("given up by the parent") };
+        plan.net_devices.iter().try_for_each(Device::receive)?;
+    }
     rootfs::fill(&plan.root, &mut root)?;
     let pid = match &plan.hooks {
-        Some(hooks) => call_hooks(hooks, channel, old_umask)?,
+        Some(hooks) => call_hooks(plan, hooks, channel, old_umask)?,
         None => 0,
     };
     if let Some(size) = plan.terminal {
@@ -130,12 +135,19 @@ fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result
 
 /// Lets the parent call the hooks that run outside, then calls those that run in our namespaces. Gives our process id as
 /// it is outside.
-fn call_hooks(hooks: &Hooks, channel: &Channel, old_umask: Mode) -> Result<i32> {
+fn call_hooks(plan: &Plan, hooks: &Hooks, channel: &Channel, old_umask: Mode) -> Result<i32> {
+    // An unprivileged user's hooks reach our namespaces by /proc, and are refused where this process says so. Nobody of
+    // the container is there yet, in a new pid namespace.
+    let alone = plan.new & flag(NamespaceKind::Pid) != 0 && plan.maps.as_ref().is_some_and(Maps::is_of_a_user);
+    if alone {
+        set_dumpable_behavior(DumpableBehavior::Dumpable).context("prctl(PR_SET_DUMPABLE)")?;
+    }
     channel.send(&Message::Filled)?;
     let Message::Hooked(pid) = channel.receive()? else { bail!("given up by the parent") };
     umask(old_umask);
     hooks.create_container(pid)?;
     umask(Mode::empty());
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("prctl(PR_SET_DUMPABLE)")?;
     Ok(pid)
 }
 

@@ -6,6 +6,7 @@
 pub mod channel;
 pub mod child;
 pub mod join;
+pub mod netdev;
 pub mod parent;
 pub mod plan;
 pub mod program;

@@ -68,7 +68,31 @@ pub fn spawn(plan: &Plan, cgroup: Option<BorrowedFd<'_>>, begin: Begin) -> Resul
             return Err(error.context("user namespace"));
         }
     }
+    if let Err(error) = give_devices(plan, &child) {
+        let error = child.failure().unwrap_or(error);
+        child.destroy();
+        return Err(error);
+    }
     Ok(child)
+}
+
+/// Moves network devices to the child's network, new or joined. It waits for that.
+fn give_devices(plan: &Plan, child: &Child) -> Result<()> {
+    if plan.net_devices.is_empty() {
+        return Ok(());
+    }
+    let joined = plan.joins.iter().find(|join| join.kind == NamespaceKind::Network);
+    let made;
+    let network = match joined {
+        Some(join) => join.fd.as_fd(),
+        None => {
+            let file = format!("/proc/{}/ns/net", child.pid.as_raw_nonzero());
+            made = open(&*file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context(file)?;
+            made.as_fd()
+        }
+    };
+    plan.net_devices.iter().try_for_each(|device| device.give(network))?;
+    child.channel.send(&Message::Moved)
 }
 
 /// Enters the namespaces that only children of the caller can be in, or that must be entered before others are made.

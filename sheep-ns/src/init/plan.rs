@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, open};
 
+use super::netdev::Device;
 use super::program::Program;
 use crate::exit;
 use crate::hooks::Hooks;
@@ -27,6 +28,8 @@ pub struct Plan {
     pub time_offsets: Option<String>,
     /// The root.
     pub root: rootfs::Plan,
+    /// Network devices to move inside.
+    pub net_devices: Vec<Device>,
     /// Host name.
     pub hostname: Option<String>,
     /// NIS domain name.
@@ -71,6 +74,7 @@ impl Plan {
             maps: Maps::plan(linux)?,
             time_offsets: time_offsets(linux, new)?,
             root: rootfs::Plan::new(config, linux)?,
+            net_devices: Device::plan(linux)?,
             hostname: config.hostname.clone().filter(|name| !name.is_empty()),
             domainname: config.domainname.clone().filter(|name| !name.is_empty()),
             sysctl: linux.sysctl.iter().map(|(key, value)| (sysctl_path(key), value.clone())).collect(),

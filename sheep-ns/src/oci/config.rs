@@ -325,8 +325,8 @@ pub struct Linux {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
     /// Network devices to move inside (specification 1.3).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub net_devices: Option<Value>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub net_devices: BTreeMap<String, NetDevice>,
     /// Where the control group is: a path in the hierarchy, absolute or relative to the runtime's choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroups_path: Option<String>,
@@ -474,6 +474,14 @@ pub struct Device {
     /// Group inside; absent: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+}
+
+/// A network device to move inside.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetDevice {
+    /// Its name inside; absent: as outside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// Execution domain.

@@ -52,7 +52,8 @@ mod tests {
         "action":"SCMP_ACT_ERRNO","errnoRet":1,"args":[{"index":0,"value":18446744073709551615,"valueTwo":2,
         "op":"SCMP_CMP_MASKED_EQ"}]}]},"sysctl":{"kernel.msgmax":"1"},
         "maskedPaths":["/proc/kcore"],"readonlyPaths":["/proc/sys"],"mountLabel":"m","intelRdt":{"closID":"g"},
-        "personality":{"domain":"LINUX32"}},"vm":{"kernel":{"path":"/k"}}}"#;
+        "personality":{"domain":"LINUX32"},"netDevices":{"eth1":{},"eth2":{"name":"eth0"}},
+        "memoryPolicy":{"mode":"MPOL_BIND","nodes":"0","flags":["MPOL_F_STATIC_NODES"]}},"vm":{"kernel":{"path":"/k"}}}"#;
 
     #[test]
     fn what_is_read_is_written_again() {

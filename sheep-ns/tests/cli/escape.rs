@@ -275,7 +275,7 @@ fn cve_2016_9962_processes_on_their_way_in_are_watched() {
         config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
         config["linux"]["uidMappings"] = map.clone();
         config["linux"]["gidMappings"] = map;
-        let all = json!(&sheep_ns::caps::NAMES[..]);
+        let all = json!(sheep_ns::caps::NAMES.to_vec());
         config["process"]["capabilities"] = json!({"bounding": all, "effective": all, "permitted": all});
         config["process"]["noNewPrivileges"] = json!(false);
     });

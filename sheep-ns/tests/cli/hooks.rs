@@ -214,14 +214,19 @@ fn whose_they_are() {
     let world = World::of_user();
     let log = world.path("log");
     world.bundle("true", |config| {
-        config["hooks"]["createRuntime"] = json!([hook(&format!("id -u > {log}"))]);
+        // It can reach the container's namespaces, as network helpers must.
+        let script =
+            format!("pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); id -u > {log}; readlink /proc/$pid/ns/net >> {log}");
+        config["hooks"]["createRuntime"] = json!([hook(&script)]);
         config["hooks"]["startContainer"] = json!([hook("id -u > /log; grep CapEff /proc/self/status >> /log")]);
         for set in ["bounding", "effective", "permitted"] {
             config["process"]["capabilities"][set] = json!(["CAP_KILL"]);
         }
     });
     world.ok(&["run", "-b", &world.path("bundle"), "hooks-user"]);
-    assert_ne!(fs::read_to_string(&log).unwrap(), "0\n");
+    let seen = fs::read_to_string(&log).unwrap();
+    let (id, network) = seen.split_once('\n').unwrap();
+    assert!(id != "0" && network.starts_with("net:["), "{seen}");
     assert_eq!(fs::read_to_string(world.root("log")).unwrap(), "0\nCapEff:\t0000000000000020\n");
     assert_eq!(fs::metadata(world.root("log")).unwrap().permissions().mode() & 0o777, 0o644);
 }

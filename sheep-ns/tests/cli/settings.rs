@@ -346,3 +346,62 @@ fn a_shared_root_leaves_the_host_alone() {
         assert!(lines.len() == 3 && lines[0] == lines[2] && lines[1] == "1", "{word}: {text} {:?}", output.stderr);
     }
 }
+
+/// A network device goes in with its addresses, under another name; in a network of the test's own, which stands for the
+/// host's.
+#[test]
+fn network_devices() {
+    let world = World::new();
+    for users in [false, true] {
+        if users {
+            world.give_root_to(100_000);
+        }
+        world.bundle("ip -o addr show | grep -v ' lo ' | tr -s ' '; ip link show inside", |config| {
+            if users {
+                in_user_namespace(config);
+            }
+            config["linux"]["netDevices"] = json!({"sheep-dev": {"name": "inside"}});
+        });
+        let command = world.ns(&["run", "-b", &world.path("bundle"), "set-device"]);
+        let script = "set -e; ip link add sheep-dev mtu 1400 type veth peer name sheep-peer; ip link set sheep-peer up
+            ip link set sheep-dev address 02:00:00:00:00:07; ip addr add 10.9.8.7/24 broadcast 10.9.8.255 dev sheep-dev
+            ip addr add fd00:9::7/64 nodad dev sheep-dev; ip link set sheep-dev up; \"$@\"; ip link show sheep-dev 2>&1 || echo gone";
+        let output = std::process::Command::new("unshare")
+            .args(["-n", "sh", "-c", script, "sh"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{users}: {said} {:?}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        for words in [
+            "inside inet 10.9.8.7/24 brd 10.9.8.255 scope global",
+            "inside inet6 fd00:9::7/64 scope global",
+            "02:00:00:00:00:07",
+            "mtu 1400",
+            "UP",
+            "gone",
+        ] {
+            assert!(said.contains(words), "users: {users}: {words}: {said}");
+        }
+    }
+    let refusals = [
+        (json!({"lo": {}}), None, "linux.netDevices: lo"),
+        (json!({"lo": {"name": "eth%d"}}), None, "'%'"),
+        (json!({"no-such": {}}), None, "no such device"),
+        (json!({"lo": {"name": "x"}}), Some("network"), "no network namespace"),
+    ];
+    for (devices, without, words) in refusals {
+        world.bundle("true", |config| {
+            config["linux"]["netDevices"] = devices;
+            let list = config["linux"]["namespaces"].as_array_mut().unwrap();
+            list.retain(|namespace| namespace["type"].as_str() != without);
+        });
+        world.fails(&["run", "-b", &world.path("bundle"), "set-device"], 125, words);
+        assert!(world.leftovers().is_empty());
+    }
+}

@@ -209,6 +209,8 @@ fn the_process() {
             sh("descriptors", "ls /proc/self/fd"),
             sh("process and session", "cut -d' ' -f1,4-8 /proc/self/stat"),
             sh("pid 1", "echo $$; cat /proc/1/comm"),
+            sh("a 32-bit execution domain", "cat /proc/self/personality; uname -m")
+                .set("/linux/personality", json!({"domain": "LINUX32"})),
             sh("annotations change nothing", "echo ok").set("/annotations", json!({"a.b": "c"})),
             sh("stdout can be opened again by a user", "echo hello > /dev/stdout; echo $?").set("/process/user/uid", json!(1000)),
         ],
