@@ -82,7 +82,9 @@ pub fn plan(making: &Making) -> Result<Plan> {
         }
     }
     if let Some(profile) = &making.seccomp {
-        flag("--seccomp", profile);
+        let is_word = profile == "default" || profile == "unconfined";
+        let file = if is_word { profile.into() } else { std::path::absolute(profile).context("--seccomp")? };
+        flag("--seccomp", file.as_os_str());
     }
     if making.network == Some(Network::Host) {
         flag("--network", "host".as_ref());

@@ -50,9 +50,17 @@ pub struct Rules<'a> {
 
 #[derive(Debug)]
 struct Parsed<'a> {
-    names: &'a [String],
+    calls: Vec<Call<'a>>,
     action: u32,
     args: Vec<Argument>,
+}
+
+/// A name, looked up once.
+#[derive(Debug, Clone, Copy)]
+struct Call<'a> {
+    name: &'a str,
+    /// One number an architecture; `None` where nobody has such a call.
+    numbers: Option<&'static [i32]>,
 }
 
 /// A condition, whatever the architecture.
@@ -64,49 +72,50 @@ struct Argument {
     value: u64,
 }
 
-/// Calls that 32-bit x86 has as one, with the number of the call proper as first argument (linux/net.h).
-const SOCKETCALL: [&str; 20] = [
-    "socket",
-    "bind",
-    "connect",
-    "listen",
-    "accept",
-    "getsockname",
-    "getpeername",
-    "socketpair",
-    "send",
-    "recv",
-    "sendto",
-    "recvfrom",
-    "shutdown",
-    "setsockopt",
-    "getsockopt",
-    "sendmsg",
-    "recvmsg",
-    "accept4",
-    "recvmmsg",
-    "sendmmsg",
-];
-
-/// The same for System V IPC (linux/ipc.h).
-const IPC: [(&str, u64); 12] = [
-    ("semop", 1),
-    ("semget", 2),
-    ("semctl", 3),
-    ("semtimedop", 4),
-    ("msgsnd", 11),
-    ("msgrcv", 12),
-    ("msgget", 13),
-    ("msgctl", 14),
-    ("shmat", 21),
-    ("shmdt", 22),
-    ("shmget", 23),
-    ("shmctl", 24),
-];
+/// Calls that 32-bit x86 has as one, socketcall (linux/net.h) or ipc (linux/ipc.h): that one, and the number of the call
+/// proper, its first argument.
+fn through(name: &str) -> Option<(&'static str, u64)> {
+    Some(match name {
+        "socket" => ("socketcall", 1),
+        "bind" => ("socketcall", 2),
+        "connect" => ("socketcall", 3),
+        "listen" => ("socketcall", 4),
+        "accept" => ("socketcall", 5),
+        "getsockname" => ("socketcall", 6),
+        "getpeername" => ("socketcall", 7),
+        "socketpair" => ("socketcall", 8),
+        "send" => ("socketcall", 9),
+        "recv" => ("socketcall", 10),
+        "sendto" => ("socketcall", 11),
+        "recvfrom" => ("socketcall", 12),
+        "shutdown" => ("socketcall", 13),
+        "setsockopt" => ("socketcall", 14),
+        "getsockopt" => ("socketcall", 15),
+        "sendmsg" => ("socketcall", 16),
+        "recvmsg" => ("socketcall", 17),
+        "accept4" => ("socketcall", 18),
+        "recvmmsg" => ("socketcall", 19),
+        "sendmmsg" => ("socketcall", 20),
+        "semop" => ("ipc", 1),
+        "semget" => ("ipc", 2),
+        "semctl" => ("ipc", 3),
+        "semtimedop" => ("ipc", 4),
+        "msgsnd" => ("ipc", 11),
+        "msgrcv" => ("ipc", 12),
+        "msgget" => ("ipc", 13),
+        "msgctl" => ("ipc", 14),
+        "shmat" => ("ipc", 21),
+        "shmdt" => ("ipc", 22),
+        "shmget" => ("ipc", 23),
+        "shmctl" => ("ipc", 24),
+        _ => return None,
+    })
+}
 
 /// Understands the rules of a profile.
 pub fn parse(profile: &Seccomp) -> Result<Rules<'_>> {
     let mut rules = Vec::with_capacity(profile.syscalls.len());
+    let mut near = 0;
     for rule in &profile.syscalls {
         if rule.names.is_empty() {
             return Err(exit::usage("linux.seccomp: syscalls: a rule without names"));
@@ -118,10 +127,12 @@ pub fn parse(profile: &Seccomp) -> Result<Rules<'_>> {
         // profiles are written for that.
         let twice =
             rule.args.iter().enumerate().any(|(at, arg)| rule.args.iter().take(at).any(|a| a.index == arg.index));
+        let calls: Vec<Call<'_>> =
+            rule.names.iter().map(|name| Call { name, numbers: numbers(name, &mut near) }).collect();
         if twice {
-            rules.extend(args.into_iter().map(|arg| Parsed { names: &rule.names, action, args: vec![arg] }));
+            rules.extend(args.into_iter().map(|arg| Parsed { calls: calls.clone(), action, args: vec![arg] }));
         } else {
-            rules.push(Parsed { names: &rule.names, action, args });
+            rules.push(Parsed { calls, action, args });
         }
     }
     Ok(Rules { rules })
@@ -139,9 +150,15 @@ fn argument(arg: &SyscallArg) -> Result<Argument> {
     Ok(Argument { index: arg.index, op, mask, value })
 }
 
-/// The numbers of a name, one an architecture; `None` where nobody has such a call.
-fn numbers(name: &str) -> Option<&'static [i32]> {
-    let at = NUMBERS.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
+/// The numbers of a name, one an architecture; `None` where nobody has such a call. `near` is where the last one was found:
+/// profiles have their names sorted as the table has them, so that the next one is mostly not far behind.
+fn numbers(name: &str, near: &mut usize) -> Option<&'static [i32]> {
+    let next = NUMBERS.iter().enumerate().skip(*near).take(4).find(|(_, (known, _))| *known == name);
+    let at = match next {
+        Some((at, _)) => at,
+        None => NUMBERS.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?,
+    };
+    *near = at + 1;
     NUMBERS.get(at).map(|(_, numbers)| &numbers[..])
 }
 
@@ -156,8 +173,9 @@ impl Rules<'_> {
 
     /// Names that are no system call on any architecture here.
     pub fn unknown(&self) -> Vec<String> {
-        let names = self.rules.iter().flat_map(|rule| rule.names);
-        let mut unknown: Vec<String> = names.filter(|name| numbers(name).is_none()).cloned().collect();
+        let calls = self.rules.iter().flat_map(|rule| &rule.calls);
+        let mut unknown: Vec<String> =
+            calls.filter(|call| call.numbers.is_none()).map(|call| call.name.to_owned()).collect();
         unknown.sort();
         unknown.dedup();
         unknown
@@ -165,9 +183,11 @@ impl Rules<'_> {
 
     /// What becomes of each number on an architecture.
     pub fn ranges(&self, arch: Arch, default: u32) -> Result<Vec<Range>> {
-        let mut entries = self.entries(arch, default);
-        // Stable: what the profile has first stays first.
-        entries.sort_by_key(|(number, ..)| *number);
+        let entries = self.entries(arch, default);
+        // By number, and what the profile has first stays first.
+        let mut order: Vec<(u32, u32)> =
+            entries.iter().zip(0u32..).map(|((number, ..), index)| (*number, index)).collect();
+        order.sort_unstable();
         let mut ranges = vec![Range { first: 0, fate: Fate::Action(default) }];
         let mut push = |first: u32, fate: Fate| match ranges.last_mut() {
             Some(last) if last.fate == fate && matches!(fate, Fate::Action(_)) => {}
@@ -175,8 +195,9 @@ impl Rules<'_> {
             _ => ranges.push(Range { first, fate }),
         };
         let mut next = 0;
-        for same in entries.chunk_by(|a, b| a.0 == b.0) {
-            let Some((number, ..)) = same.first() else { continue };
+        for same in order.chunk_by(|a, b| a.0 == b.0) {
+            let Some((number, _)) = same.first() else { continue };
+            let same = same.iter().filter_map(|(_, index)| entries.get(*index as usize));
             if *number > next {
                 push(next, Fate::Action(default));
             }
@@ -190,11 +211,11 @@ impl Rules<'_> {
     fn entries(&self, arch: Arch, default: u32) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(NUMBERS.len());
         for rule in self.rules.iter().filter(|rule| rule.action != default) {
-            for name in rule.names {
+            for call in &rule.calls {
                 if arch == Arch::X86 {
-                    entries.extend(multiplexed(name, rule));
+                    entries.extend(multiplexed(call.name, rule));
                 }
-                let number = numbers(name).and_then(|numbers| numbers.get(arch as usize));
+                let number = call.numbers.and_then(|numbers| numbers.get(arch as usize));
                 if let Some(number) = number.and_then(|number| u32::try_from(*number).ok()) {
                     let conditions = rule.args.iter().filter_map(|arg| condition(arg, arch.is_wide()));
                     entries.push((number, conditions.collect(), rule.action));
@@ -215,10 +236,8 @@ fn condition(arg: &Argument, wide: bool) -> Option<Condition> {
 /// The rule for the same call by way of socketcall or ipc. Its arguments are in memory there, where no filter can look;
 /// what remains of the conditions is what libseccomp lets remain: those on other arguments than the first.
 fn multiplexed(name: &str, rule: &Parsed<'_>) -> Option<Entry> {
-    let socket = SOCKETCALL.iter().zip(1..).find(|(known, _)| **known == name).map(|(_, call)| ("socketcall", call));
-    let ipc = || IPC.iter().find(|(known, _)| *known == name).map(|(_, call)| ("ipc", *call));
-    let (through, call) = socket.or_else(ipc)?;
-    let number = u32::try_from(*numbers(through)?.get(Arch::X86 as usize)?).ok()?;
+    let (through, call) = through(name)?;
+    let number = u32::try_from(*numbers(through, &mut 0)?.get(Arch::X86 as usize)?).ok()?;
     let first = Argument { index: 0, op: Op::Eq, mask: u64::MAX, value: call };
     let others = rule.args.iter().filter(|arg| arg.index != 0);
     let conditions = [&first].into_iter().chain(others).filter_map(|arg| condition(arg, false));
@@ -226,11 +245,11 @@ fn multiplexed(name: &str, rule: &Parsed<'_>) -> Option<Entry> {
 }
 
 /// The fate of one number by all rules that are for it.
-fn fate(arch: Arch, entries: &[Entry]) -> Result<Fate> {
-    if let Some((.., action)) = entries.iter().find(|(_, conditions, _)| conditions.is_empty()) {
+fn fate<'a>(arch: Arch, entries: impl Iterator<Item = &'a Entry> + Clone) -> Result<Fate> {
+    if let Some((.., action)) = entries.clone().find(|(_, conditions, _)| conditions.is_empty()) {
         return Ok(Fate::Action(*action));
     }
-    let mut rules: Vec<Conditional> = Vec::with_capacity(entries.len());
+    let mut rules: Vec<Conditional> = Vec::new();
     for (number, conditions, action) in entries {
         let mut conditions = conditions.clone();
         conditions.sort_by_key(|condition| condition.index);

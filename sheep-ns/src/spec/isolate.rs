@@ -19,7 +19,7 @@ pub struct Isolate {
     /// Namespaces that stay the caller's: net, pid, ipc, uts, cgroup (a list, repeatable)
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     pub share: Vec<Shared>,
-    /// A new user namespace also for root: root inside, nobody's privileges outside
+    /// A new user namespace also for root: no capability counts outside of it, and no other user is in it
     #[arg(long)]
     pub map_root: bool,
     /// Mount a host file or directory inside, at the same path where no other is given (repeatable)

@@ -42,7 +42,6 @@ fn namespaces_are_shared_one_by_one() {
 #[test]
 fn root_inside_and_nobody_outside() {
     for world in worlds() {
-        // Everybody may enter: outside, this is no root.
         let seen =
             sh(&world, &["--map-root"], "id -u; awk '{print $1, $3}' /proc/self/uid_map; mkdir /d && stat -c %u /d");
         assert_eq!((seen.out.as_str(), seen.code), ("0\n0 1\n0\n", 0), "{seen:?}");

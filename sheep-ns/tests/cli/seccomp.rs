@@ -158,6 +158,26 @@ fn answer(questions: &OwnedFd, error: i32) -> u32 {
 }
 
 #[test]
+fn an_agent_is_there_before_the_privileges_go() {
+    let world = World::new();
+    let socket = world.path("agent");
+    let listener = UnixListener::bind(&socket).unwrap();
+    world.bundle("mkdir /d; exec sleep 1000", |config| {
+        config["process"]["noNewPrivileges"] = false.into();
+        config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+        config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket,
+            "syscalls": [rule(&["mkdir", "mkdirat"], "SCMP_ACT_NOTIFY", None)]});
+    });
+    world.create("early");
+    let (questions, state) = receive(&listener);
+    assert_eq!((&state["pid"], &state["metadata"]), (&world.state("early")["pid"], &Value::Null));
+    world.ok(&["start", "early"]);
+    answer(&questions, 17);
+    world.wait_status("early", "running");
+    assert_eq!(world.run(&["delete", "--force", "early"]).code, 0);
+}
+
+#[test]
 fn an_agent_gets_the_questions_and_answers() {
     let world = World::new();
     let socket = world.path("agent");

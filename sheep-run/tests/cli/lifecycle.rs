@@ -51,6 +51,26 @@ fn the_exit_code_is_the_programs_own() {
 }
 
 #[test]
+fn a_container_has_a_filter_of_system_calls() {
+    let world = World::new();
+    let mode =
+        |flags: &str| world.sh(&format!("sheep-run run --rm {flags} minimal sh -c 'grep Seccomp: /proc/self/status'"));
+    assert_eq!(mode("").ok(), "Seccomp:\t2");
+    assert_eq!(mode("--seccomp unconfined").ok(), "Seccomp:\t0");
+    let deny =
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}"#;
+    world.sh(&format!("echo '{deny}' > profile.json")).ok();
+    let outcome = world.sh("sheep-run run --rm --seccomp profile.json minimal mkdir /d");
+    assert!(outcome.code == 1 && outcome.stderr.contains("not permitted"), "{}", outcome.stderr);
+    world.sh("sheep-run run --rm --seccomp nosuch minimal true").fails(125, "nosuch");
+    // A process that joins has the container's.
+    world.sh("sheep-run run -d --name filtered --seccomp profile.json minimal sleep 3600").ok();
+    assert!(world.sh("sheep-run exec filtered mkdir /d").stderr.contains("not permitted"));
+    world.sh("sheep-run rm -f filtered").ok();
+    world.assert_nothing_left();
+}
+
+#[test]
 fn a_container_in_the_foreground_stays_and_starts_again() {
     let world = World::new();
     let outcome = world.sh("sheep-run run --name fg minimal sh -c 'echo run | tee -a /runs; echo err >&2; exit 3'");
