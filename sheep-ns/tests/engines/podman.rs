@@ -50,7 +50,7 @@ run --security-opt no-new-privileges localhost/box grep NoNewPrivs /proc/self/st
 run --device /dev/null:/dev/nix localhost/box sh -c 'ls -l /dev/nix | cut -c1-10; echo x > /dev/nix && echo written'
 run --device /dev/zero:/dev/z:r localhost/box sh -c 'head -c 3 /dev/z | wc -c; echo x > /dev/z'
 run localhost/box sh -c 'mknod /tmp/d b 1 0 && cat /tmp/d'
-run localhost/box sh -c 'ls -l /dev | tr -s " " | cut -d" " -f 1,5,6,9- | grep -v core; ls -l /dev/fd | cut -d">" -f2'
+run localhost/box sh -c 'cd /dev; for f in *; do stat -c "%A %t:%T %N" $f; done | grep -v core'
 run --ulimit nofile=100:200 --ulimit core=0 localhost/box sh -c 'ulimit -n; ulimit -Hn; ulimit -c'
 run --sysctl kernel.shmmax=12345 --sysctl net.ipv4.ip_forward=1 localhost/box sh -c 'cat /proc/sys/kernel/shmmax /proc/sys/net/ipv4/ip_forward'
 run --sysctl kernel.nosuch=1 localhost/box true
