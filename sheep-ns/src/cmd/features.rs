@@ -12,6 +12,7 @@ use crate::oci::features::{CgroupFeatures, Enabled, Features, LinuxFeatures, Mou
 use crate::oci::{self, Config, NamespaceKind};
 use crate::refuse;
 use crate::rootfs::options;
+use crate::seccomp;
 
 const HOOKS: [&str; 6] = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 
@@ -98,7 +99,12 @@ fn is_taken(asked: Value) -> bool {
     let mut config = json!({"ociVersion": oci::VERSION, "process": {"cwd": "/", "args": ["x"]}, "root": {"path": "/"},
         "linux": {"namespaces": [{"type": "mount"}]}});
     merge(&mut config, asked);
-    serde_json::from_value::<Config>(config).is_ok_and(|config| refuse::check(&config).is_ok())
+    let filter_is_taken = |config: &Config| {
+        let filter = config.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
+        filter.is_none_or(|filter| seccomp::compile(filter).is_ok())
+    };
+    serde_json::from_value::<Config>(config)
+        .is_ok_and(|config| refuse::check(&config).is_ok() && filter_is_taken(&config))
 }
 
 /// Puts the keys of one object into another, and those of objects in it likewise.

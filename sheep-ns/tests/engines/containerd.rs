@@ -73,10 +73,17 @@ t ctr task exec --exec-id e3 --cwd /tmp --user 1000 c /bin/sh -c 'pwd; id'
 echo typed | t ctr task exec --exec-id e4 c /bin/head -n 1
 t on_a_terminal ctr task exec -t --exec-id e5 c /bin/sh -c 'tty; exit 7'
 t ctr task exec -d --exec-id e6 c /bin/sleep 1000
+processes() { ctr task ps c | wc -l; }
+t processes
 t ctr task kill --exec-id e6 --signal KILL c
 t ctr task kill --signal USR1 c
 until_ok ctr task exec --exec-id e7 c /bin/test -e /tmp/usr1
 rm $root/tmp/usr1
+t ctr task pause c
+t status
+t ctr task exec --exec-id e9 c /bin/true
+t ctr task resume c
+t status
 t ctr task exec --exec-id e8 c /bin/echo after
 metrics() { ctr task metrics --format json c | tr ',' '\n' | grep -c usage; }
 t metrics

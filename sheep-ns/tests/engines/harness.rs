@@ -19,7 +19,6 @@ const STEPS: &str = include_str!("steps.sh");
 const CONTAINERS: &str = r#"[containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 pids_limit = 0
-seccomp_profile = "unconfined"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "none"

@@ -140,6 +140,23 @@ until_ok says usr1 podman logs c
 t podman kill --signal 1 c
 until_ok says hup podman logs c
 t podman kill --signal NOSUCH c
+t podman pause c
+status c
+t podman exec c true
+t podman pause c
+t podman unpause c
+status c
+t podman unpause c
+t podman exec c echo again
+t podman pause c
+t podman kill --signal KILL c
+t podman unpause c
+t podman wait c
+t podman start c
+until_ok says begun podman logs --tail 1 c
+t podman pause c
+t podman stop -t 1 c
+t podman unpause c
 t podman stop c
 t podman logs c
 status c

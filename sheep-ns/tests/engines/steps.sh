@@ -59,12 +59,3 @@ export -f podman
 box_image() {
     command podman import -q "$DIR/box.tar" localhost/box >/dev/null
 }
-
-buildah() {
-    if [ "$1" = from ] || [ "$1" = build ]; then
-        # seccomp_profile of containers.conf is podman's alone.
-        set -- "$1" --security-opt seccomp=unconfined "${@:2}"
-    fi
-    command buildah "$@"
-}
-export -f buildah
