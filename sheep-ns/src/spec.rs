@@ -187,7 +187,11 @@ pub fn from_flags(flags: &SpecFlags, args: &[OsString]) -> Result<Config> {
     let caller = (geteuid(), getegid());
     let seen = Seen {
         identity,
-        held: held(!caller.0.is_root() || flags.isolate.map_root),
+        // A system call each: only for who may want them all.
+        held: match flags.isolate.cap_add.as_slice() {
+            [] => Vec::new(),
+            _ => held(!caller.0.is_root() || flags.isolate.map_root),
+        },
         rootless: (!caller.0.is_root() || flags.isolate.map_root).then_some((caller.0.as_raw(), caller.1.as_raw())),
         env: env::vars_os().collect(),
         profile: read_profile(flags.seccomp.as_deref())?,
