@@ -2,7 +2,12 @@
 
 use std::process::{Child, Command};
 
+use rustix::fs::{Mode, mkdirat};
+use rustix::process::Pid;
+
+use super::groups::PARENT;
 use super::*;
+use crate::exit;
 
 fn linux(json: &str) -> oci::Linux {
     serde_json::from_str(json).unwrap()

@@ -1,15 +1,15 @@
 //! Other limits for a group that is in use: all of them are put in force, or none.
 
-use std::io;
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow};
 
 use super::files::{self, Setting};
+use super::groups::{components, enable};
 use super::tree::{self, Tree};
-use super::{Cgroup, components, enable, has_swap, is_gone, no_controller};
+use super::{Cgroup, check_controllers, limits_nothing};
 use crate::exit;
 use crate::oci::{Memory, Resources};
-use std::os::fd::AsFd;
 
 /// A setting to write, and the line that puts back what was there.
 struct Change {
@@ -27,11 +27,7 @@ impl Cgroup {
         let mut settings = files::files(&resources)?;
         // No limit is what a group without the file has.
         settings.retain(|setting| !setting.is_default() || self.has(&setting.file));
-        for setting in settings.iter().filter(|setting| setting.controller != "cgroup") {
-            if !tree.has(&setting.controller)? {
-                return Err(no_controller(&tree, setting));
-            }
-        }
+        check_controllers(&tree, &settings)?;
         if let Some(memory) = &resources.memory {
             self.check_usage(memory)?;
         }
@@ -96,11 +92,7 @@ impl Cgroup {
         let context = |setting: &Setting| format!("{}: read {}/{}", setting.what, self.path, setting.file);
         match tree::read(self.dir(), &setting.file) {
             Ok(now) => Ok(Some(Change { before: line_before(&setting, &now), setting })),
-            Err(error)
-                if error.kind() == io::ErrorKind::NotFound && setting.file == "memory.swap.max" && !has_swap() =>
-            {
-                Ok(None)
-            }
+            Err(error) if limits_nothing(&setting, &error) => Ok(None),
             Err(error) => Err(error).with_context(|| context(&setting)),
         }
     }
@@ -144,15 +136,6 @@ impl Cgroup {
 
     fn has(&self, file: &str) -> bool {
         rustix::fs::statat(self.dir(), file, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
-    }
-
-    /// A file of the group; `None` where there is none.
-    pub(super) fn read(&self, file: &str) -> Result<Option<String>> {
-        match tree::read(self.dir(), file) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if is_gone(&error) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("control group {}: {file}", self.path)),
-        }
     }
 
     fn number(&self, file: &str) -> Result<Option<i64>> {
