@@ -22,18 +22,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{
-    Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, set_parent_process_death_signal, waitid,
-};
+use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal};
 
 use crate::exit;
 use crate::oci::{self, Hook, State, Status};
+use crate::process;
 use crate::sys::{self, Side};
 
 /// What a failed hook said last is told, this much of it.
 const WORDS: usize = 1000;
 
-/// The hooks of a container on its way, and its state but for the status.
+/// The hooks of a container, and its state but for the status and the process.
 #[derive(Debug, Clone)]
 pub struct Hooks {
     /// By kind.
@@ -61,37 +60,27 @@ impl Hooks {
         let state = State { pid, status: Status::Created, ..self.state.clone() };
         run("startContainer", &self.lists.start_container, &state)
     }
-}
 
-/// Calls the hooks of a program that runs now.
-pub fn poststart(hooks: Option<&oci::Hooks>, state: &State) -> Result<()> {
-    match hooks {
-        Some(hooks) => run("poststart", &hooks.poststart, &State { status: Status::Running, ..state.clone() }),
-        None => Ok(()),
+    /// Calls those of a program that runs now.
+    pub fn poststart(&self, pid: i32) -> Result<()> {
+        let state = State { pid, status: Status::Running, ..self.state.clone() };
+        run("poststart", &self.lists.poststart, &state)
     }
-}
 
-/// Calls the hooks of a container that is gone. A failure is a warning, and the others are called all the same.
-pub fn poststop(hooks: Option<&oci::Hooks>, state: &State) {
-    let state = State { pid: 0, status: Status::Stopped, ..state.clone() };
-    for hook in hooks.map(|hooks| hooks.poststop.as_slice()).unwrap_or_default() {
-        if let Err(error) = call(hook, &state) {
-            exit::warn("sheep-ns", &format!("container {}: hooks.poststop: {error:#}", state.id));
+    /// Calls those of a container that is gone. A failure is a warning, and the others are called all the same.
+    pub fn poststop(&self) {
+        let state = State { pid: 0, status: Status::Stopped, ..self.state.clone() };
+        for hook in &self.lists.poststop {
+            if let Err(error) = call(hook, &state) {
+                exit::warn("sheep-ns", &format!("container {}: hooks.poststop: {error:#}", state.id));
+            }
         }
     }
 }
 
 /// Checks all hooks of a configuration: an absolute path, a timeout above 0. Pure.
 pub fn check(hooks: &oci::Hooks) -> Result<()> {
-    let kinds = [
-        ("prestart", &hooks.prestart),
-        ("createRuntime", &hooks.create_runtime),
-        ("createContainer", &hooks.create_container),
-        ("startContainer", &hooks.start_container),
-        ("poststart", &hooks.poststart),
-        ("poststop", &hooks.poststop),
-    ];
-    for (kind, list) in kinds {
+    for (kind, list) in hooks.kinds() {
         for hook in list {
             let path = hook.path.as_path();
             let wrong = |what: &str| exit::usage(format!("hooks.{kind}: {}: {what}", path.display()));
@@ -142,7 +131,7 @@ fn call(hook: &Hook, state: &State) -> Result<()> {
     drop(says);
     let mut words = Vec::new();
     let in_time = attend(&pidfd, &said, hook.timeout, &mut words).with_context(name)?;
-    let status = end(&pidfd).with_context(name)?;
+    let status = process::wait(&pidfd).context("wait for it").with_context(name)?;
     let how = match (in_time, status.exit_status(), status.terminating_signal()) {
         (true, Some(0), _) => return Ok(()),
         (false, ..) => format!("did not end in {} seconds", hook.timeout.unwrap_or_default()),
@@ -249,16 +238,6 @@ fn drain(said: &OwnedFd, words: &mut Vec<u8>) -> bool {
     true
 }
 
-fn end(pidfd: &OwnedFd) -> Result<WaitIdStatus> {
-    loop {
-        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
-            Err(Errno::INTR) | Ok(None) => {}
-            Err(e) => return Err(e).context("wait for it"),
-            Ok(Some(status)) => return Ok(status),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,14 +248,7 @@ mod tests {
     }
 
     fn state() -> State {
-        State {
-            oci_version: oci::VERSION.to_owned(),
-            id: "c1".to_owned(),
-            status: Status::Creating,
-            pid: 7,
-            bundle: "/b".into(),
-            annotations: Default::default(),
-        }
+        State { pid: 7, ..State::new(Status::Creating, "c1", "/b".into(), Default::default()) }
     }
 
     #[test]

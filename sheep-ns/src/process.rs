@@ -2,12 +2,17 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
+};
 use serde::{Deserialize, Serialize};
+
+use crate::exit;
 
 /// A process, and not another that got its number later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +49,31 @@ impl Process {
         let same =
             stat(self.pid)?.is_some_and(|(state, start)| start == self.start_time && !matches!(state, b'Z' | b'X'));
         Ok(same.then_some(pidfd))
+    }
+
+    /// Kills it, and waits until it is gone. Busy (4) when that takes more than ten seconds.
+    pub fn kill(&self) -> Result<()> {
+        let Some(pidfd) = self.open()? else { return Ok(()) };
+        match pidfd_send_signal(&pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(e) => return Err(e).with_context(|| format!("kill process {}", self.pid)),
+        }
+        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+        if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).context("poll")? == 0 {
+            return Err(exit::busy(format!("process {} does not end (in the kernel's hands?)", self.pid)));
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the end of a child.
+pub fn wait(pidfd: &OwnedFd) -> Result<WaitIdStatus, Errno> {
+    loop {
+        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Err(Errno::INTR) | Ok(None) => {}
+            Err(e) => return Err(e),
+            Ok(Some(status)) => return Ok(status),
+        }
     }
 }
 

@@ -18,14 +18,14 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, Cgroup};
 use crate::exit;
-use crate::hooks;
+use crate::hooks::Hooks;
 use crate::oci::{self, Name, State, Status};
 use crate::process::Process;
 
@@ -60,6 +60,13 @@ pub struct Record {
     pub created: String,
     /// Who made it.
     pub owner: u32,
+}
+
+impl Record {
+    /// What is told of it at a point of its life; `pid` is its first process, 0 without one.
+    pub fn state(&self, status: Status, pid: i32) -> State {
+        State { pid, ..State::new(status, &self.id, self.bundle.clone(), self.annotations.clone()) }
+    }
 }
 
 /// The directory of all containers' state.
@@ -151,9 +158,9 @@ impl StateRoot {
         read_config(&self.path(id).join(CONFIG)).map(|(config, _)| config)
     }
 
-    /// Calls the poststop hooks of a container that is gone but for its record.
-    pub fn poststop(&self, record: &Record) {
-        poststop(&self.path(&record.id), record);
+    /// A container's hooks, where it has any.
+    pub fn hooks(&self, record: &Record) -> Result<Option<Hooks>> {
+        hooks_of(&self.path(&record.id), record)
     }
 
     /// A container's status now.
@@ -179,14 +186,7 @@ impl StateRoot {
     pub fn state(&self, record: &Record) -> Result<State> {
         let status = self.status(record)?;
         let pid = if status == Status::Stopped { 0 } else { record.process.as_ref().map_or(0, |process| process.pid) };
-        Ok(State {
-            oci_version: oci::VERSION.to_owned(),
-            id: record.id.clone(),
-            status,
-            pid,
-            bundle: record.bundle.clone(),
-            annotations: record.annotations.clone(),
-        })
+        Ok(record.state(status, pid))
     }
 
     /// Every container on record, by id. What was left by one that died in the making is cleared away.
@@ -279,23 +279,20 @@ fn clear(dir: &Path) -> Result<()> {
     fs::remove_dir_all(dir).with_context(|| dir.display().to_string())
 }
 
+fn hooks_of(dir: &Path, record: &Record) -> Result<Option<Hooks>> {
+    let (config, _) = read_config(&dir.join(CONFIG))?;
+    Ok(config.hooks.map(|lists| Hooks { lists, state: record.state(Status::Creating, 0) }))
+}
+
 /// Without a configuration that can be read there are no hooks to call: it goes before the rest does.
 fn poststop(dir: &Path, record: &Record) {
-    if let Ok((config, _)) = read_config(&dir.join(CONFIG)) {
-        let state = State {
-            oci_version: oci::VERSION.to_owned(),
-            id: record.id.clone(),
-            status: Status::Stopped,
-            pid: 0,
-            bundle: record.bundle.clone(),
-            annotations: record.annotations.clone(),
-        };
-        hooks::poststop(config.hooks.as_ref(), &state);
+    if let Ok(Some(hooks)) = hooks_of(dir, record) {
+        hooks.poststop();
     }
 }
 
 /// Kills what is alive of a container and removes its control group; returns when the first process is gone.
-pub fn destroy(record: &Record) -> Result<()> {
+fn destroy(record: &Record) -> Result<()> {
     let group = match &record.cgroup {
         Some(path) => Cgroup::open(path)?,
         None => None,
@@ -303,29 +300,13 @@ pub fn destroy(record: &Record) -> Result<()> {
     if let Some(group) = &group {
         group.kill()?;
     }
-    if let Some(process) = &record.process
-        && let Some(pidfd) = process.open()?
-    {
-        match rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL) {
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(e) => return Err(e).with_context(|| format!("kill process {}", process.pid)),
-        }
-        wait_for_end(&pidfd).with_context(|| format!("process {}", process.pid))?;
+    if let Some(process) = &record.process {
+        process.kill()?;
     }
     match group {
         Some(group) => group.remove(),
         None => Ok(()),
     }
-}
-
-/// Waits until a process that was killed is gone. Busy (4) when that takes more than ten seconds.
-pub fn wait_for_end(pidfd: &OwnedFd) -> Result<()> {
-    let mut fds = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
-    let patience = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
-    if rustix::event::poll(&mut fds, Some(&patience)).context("poll")? == 0 {
-        return Err(exit::busy("does not end when killed (in the kernel's hands?)"));
-    }
-    Ok(())
 }
 
 /// A container's directory, locked by this process.
@@ -405,6 +386,14 @@ impl Locked {
         }
     }
 
+    /// Ends what is left of a container, calls its poststop hooks, and forgets it. Also one that is stopped: without a pid
+    /// namespace, others may have outlived the first process.
+    pub fn delete(self, record: &Record) -> Result<()> {
+        destroy(record)?;
+        poststop(&self.path, record);
+        self.remove()
+    }
+
     /// Removes the directory. The record goes first: half-removed is not there.
     pub fn remove(self) -> Result<()> {
         match fs::rename(self.path.join(STATE), self.path.join(CREATING)) {
@@ -421,6 +410,18 @@ impl Locked {
 
 /// Writes a file whole or not at all. It need not outlive the boot, so nothing is synced.
 pub fn write_atomic(file: &Path, bytes: &[u8]) -> Result<()> {
+    write(file, bytes, RenameFlags::empty()).with_context(|| format!("write {}", file.display()))
+}
+
+/// The same, and never in the place of one that is there: busy (4) then.
+pub fn write_new(file: &Path, bytes: &[u8]) -> Result<()> {
+    write(file, bytes, RenameFlags::NOREPLACE).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => exit::busy(format!("{}: is there already; remove it first", file.display())),
+        _ => anyhow::Error::from(error).context(format!("write {}", file.display())),
+    })
+}
+
+fn write(file: &Path, bytes: &[u8], flags: RenameFlags) -> io::Result<()> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let temporary = file.with_file_name(format!(".{name}.{}", std::process::id()));
     let written = File::options()
@@ -428,14 +429,15 @@ pub fn write_atomic(file: &Path, bytes: &[u8]) -> Result<()> {
         .create(true)
         .truncate(true)
         .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
         .open(&temporary)
         .and_then(|mut out| out.write_all(bytes))
-        .and_then(|()| fs::rename(&temporary, file));
+        .and_then(|()| Ok(renameat_with(CWD, &temporary, CWD, file, flags)?));
     if written.is_err() {
         // The error that matters is the one already held.
         let _ = fs::remove_file(&temporary);
     }
-    written.with_context(|| format!("write {}", file.display()))
+    written
 }
 
 #[cfg(test)]

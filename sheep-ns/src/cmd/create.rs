@@ -3,7 +3,7 @@
 use std::env;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
@@ -13,13 +13,14 @@ use super::{absolute, log_unknown_caps, manager, state_root, write_pid_file};
 use crate::cgroup::Cgroup;
 use crate::cli::{Bundle, Create, Global};
 use crate::exit;
-use crate::hooks::{self, Hooks};
-use crate::init::channel::send_fd;
+use crate::hooks::Hooks;
+use crate::init::channel::{connect, send_fd};
 use crate::init::child::Begin;
 use crate::init::{self, Child, Plan};
 use crate::log;
 use crate::oci::{self, NamespaceKind, State, Status};
 use crate::process::Process;
+use crate::rootfs::Devices;
 use crate::state::{Locked, Record, check_id, read_config};
 
 /// `create`
@@ -64,18 +65,10 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
     let config_file = absolute(args.config.as_deref())?.unwrap_or_else(|| bundle.join("config.json"));
     let (config, bytes) = read_config(&config_file)?;
     env::set_current_dir(&bundle).with_context(|| format!("bundle {}", bundle.display()))?;
-    let mut plan = Plan::new(&config, args.preserve_fds)?;
-    let state = State {
-        oci_version: oci::VERSION.to_owned(),
-        id: args.id.clone(),
-        status: Status::Creating,
-        pid: 0,
-        bundle: bundle.clone().into(),
-        annotations: config.annotations.clone(),
-    };
+    let mut plan = Plan::new(&config, args.preserve_fds, Devices::AsAsked)?;
+    let state = State::new(Status::Creating, &args.id, bundle.clone().into(), config.annotations.clone());
     plan.hooks = config.hooks.clone().map(|lists| Hooks { lists, state: state.clone() });
-    let profile = config.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
-    plan.program.connect_agent(profile, state.clone())?;
+    plan.program.connect_agent(state)?;
     log_unknown_caps(global, &plan.program);
     let sockets = Sockets {
         console: connect_console(&plan, console.as_deref(), life)?,
@@ -111,7 +104,9 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
             Ok(made)
         }
         Err(error) => {
-            hooks::poststop(config.hooks.as_ref(), &state);
+            if let Some(hooks) = &plan.hooks {
+                hooks.poststop();
+            }
             let _ = dir.remove();
             Err(error)
         }
@@ -178,13 +173,7 @@ fn bring_up(
 }
 
 fn poststart(plan: &Plan, pid: Pid) -> Result<()> {
-    match &plan.hooks {
-        Some(hooks) => {
-            let state = State { pid: pid.as_raw_nonzero().get(), ..hooks.state.clone() };
-            hooks::poststart(Some(&hooks.lists), &state)
-        }
-        None => Ok(()),
-    }
+    plan.hooks.as_ref().map_or(Ok(()), |hooks| hooks.poststart(pid.as_raw_nonzero().get()))
 }
 
 /// Sends a process's pidfd to whoever asked for it.
@@ -213,13 +202,4 @@ fn connect_console(plan: &Plan, socket: Option<&Path>, life: Life) -> Result<Opt
         (_, None) => Ok(None),
         (true, Some(path)) => connect(path, "--console-socket").map(Some),
     }
-}
-
-/// Connects to a socket whose path may be longer than a socket's address can be.
-pub fn connect(path: &Path, flag: &str) -> Result<UnixStream> {
-    let name = || format!("{flag} {}", path.display());
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    let handle = std::fs::File::open(dir).with_context(name)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&handle)));
-    UnixStream::connect(short.join(path.file_name().unwrap_or_default())).with_context(name)
 }

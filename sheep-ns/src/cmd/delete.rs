@@ -6,7 +6,7 @@ use super::state_root;
 use crate::cli::{Delete, Global};
 use crate::exit::{self, Kind};
 use crate::oci::Status;
-use crate::state::{StateRoot, destroy};
+use crate::state::StateRoot;
 
 /// `delete`. With several ids it goes on after an error; the first one counts.
 pub fn run(global: &Global, args: &Delete) -> Result<u8> {
@@ -38,8 +38,5 @@ fn delete(root: &StateRoot, id: &str, force: bool) -> Result<()> {
         let status = status.name();
         return Err(exit::busy(format!("container {id} is {status}; kill it first, or use delete --force")));
     }
-    // Also when stopped: without a pid namespace, others may have outlived the first process.
-    destroy(&record)?;
-    root.poststop(&record);
-    dir.remove()
+    dir.delete(&record)
 }

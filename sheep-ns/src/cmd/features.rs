@@ -12,27 +12,7 @@ use crate::oci::features::{CgroupFeatures, Enabled, Features, LinuxFeatures, Mou
 use crate::oci::{self, Config, NamespaceKind};
 use crate::refuse;
 use crate::rootfs::options;
-use crate::seccomp;
-
-const HOOKS: [&str; 6] = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
-
-const ACTIONS: [&str; 9] = [
-    "SCMP_ACT_ALLOW",
-    "SCMP_ACT_ERRNO",
-    "SCMP_ACT_KILL",
-    "SCMP_ACT_KILL_PROCESS",
-    "SCMP_ACT_KILL_THREAD",
-    "SCMP_ACT_LOG",
-    "SCMP_ACT_NOTIFY",
-    "SCMP_ACT_TRACE",
-    "SCMP_ACT_TRAP",
-];
-
-const OPERATORS: [&str; 7] =
-    ["SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT", "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"];
-
-const ARCHS: [&str; 6] =
-    ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM", "SCMP_ARCH_RISCV64", "SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"];
+use crate::seccomp::words;
 
 /// `features`
 pub fn run() -> Result<u8> {
@@ -44,34 +24,24 @@ pub fn run() -> Result<u8> {
 
 /// What this program does.
 pub fn features() -> Features {
-    let names = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect();
-    let with = |all: &[&str], ask: fn(&str) -> Value| {
-        all.iter().filter(|name| is_taken(ask(name))).map(|name| (*name).to_owned()).collect()
-    };
     let linux = |key: &str, value: Value| Enabled { enabled: is_taken(json!({"linux": {key: value}})) };
     let process = |key: &str| Enabled { enabled: is_taken(json!({"process": {key: "x"}})) };
-    let filters = linux("seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"})).enabled;
-    let seccomp = |all: &[&str], ask: fn(&str) -> Value| if filters { with(all, ask) } else { Vec::new() };
+    let mut archs = words::ARCHES.map(|(_, name, ..)| name.to_owned()).to_vec();
+    archs.sort_unstable();
     Features {
         oci_version_min: "1.0.0".to_owned(),
         oci_version_max: oci::VERSION.to_owned(),
-        hooks: with(&HOOKS, |name| json!({"hooks": {name: [{"path": "/x"}]}})),
+        hooks: oci::Hooks::default().kinds().map(|(name, _)| name.to_owned()).to_vec(),
         mount_options: options::known(),
         linux: LinuxFeatures {
             namespaces: NamespaceKind::ALL.iter().map(|kind| kind.name().to_owned()).collect(),
-            capabilities: names(&caps::NAMES),
+            capabilities: caps::NAMES.map(str::to_owned).to_vec(),
             cgroup: CgroupFeatures { v1: false, v2: true, systemd: false, systemd_user: false, rdma: true },
             seccomp: SeccompFeatures {
-                enabled: filters,
-                actions: seccomp(&ACTIONS, |name| filter(json!({"names": ["mkdir"], "action": name}))),
-                operators: seccomp(&OPERATORS, |name| {
-                    let argument = json!({"index": 0, "value": 1, "op": name});
-                    filter(json!({"names": ["mkdir"], "action": "SCMP_ACT_ALLOW", "args": [argument]}))
-                }),
-                archs: seccomp(
-                    &ARCHS,
-                    |name| json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "architectures": [name]}}}),
-                ),
+                enabled: true,
+                actions: words::ACTIONS.map(|(name, ..)| name.to_owned()).to_vec(),
+                operators: words::OPERATORS.map(|(name, ..)| name.to_owned()).to_vec(),
+                archs,
             },
             apparmor: process("apparmorProfile"),
             selinux: process("selinuxLabel"),
@@ -80,11 +50,6 @@ pub fn features() -> Features {
             net_devices: linux("netDevices", json!({"eth0": {}})),
         },
     }
-}
-
-/// A filter with this rule.
-fn filter(rule: Value) -> Value {
-    json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/x", "syscalls": [rule]}}})
 }
 
 fn takes_idmapped_mounts() -> bool {
@@ -99,12 +64,7 @@ fn is_taken(asked: Value) -> bool {
     let mut config = json!({"ociVersion": oci::VERSION, "process": {"cwd": "/", "args": ["x"]}, "root": {"path": "/"},
         "linux": {"namespaces": [{"type": "mount"}]}});
     merge(&mut config, asked);
-    let filter_is_taken = |config: &Config| {
-        let filter = config.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
-        filter.is_none_or(|filter| seccomp::compile(filter).is_ok())
-    };
-    serde_json::from_value::<Config>(config)
-        .is_ok_and(|config| refuse::check(&config).is_ok() && filter_is_taken(&config))
+    serde_json::from_value::<Config>(config).is_ok_and(|config| refuse::check(&config).is_ok())
 }
 
 /// Puts the keys of one object into another, and those of objects in it likewise.

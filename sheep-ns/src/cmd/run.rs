@@ -5,7 +5,6 @@ use anyhow::Result;
 use super::create::{Life, Made, make};
 use super::state_root;
 use crate::cli::{Global, Run};
-use crate::state::destroy;
 use crate::supervise::{self, Signals, Unhandled};
 
 /// `run`. The exit code is the program's own; 128+N where signal N ended it.
@@ -25,11 +24,7 @@ pub fn run(global: &Global, args: Run) -> Result<u8> {
     }
     if !args.keep {
         match root.lock(&args.bundle.id) {
-            Ok((dir, record)) => {
-                destroy(&record)?;
-                root.poststop(&record);
-                dir.remove()?;
-            }
+            Ok((dir, record)) => dir.delete(&record)?,
             // Somebody else was faster.
             Err(error) if crate::exit::kind(&error) == Some(crate::exit::Kind::NotFound) => {}
             Err(error) => return Err(error),

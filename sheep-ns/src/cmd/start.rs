@@ -7,11 +7,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use super::state_root;
 use crate::cli::{Global, Id};
 use crate::exit;
-use crate::hooks;
 use crate::init::channel::{Channel, Message};
 use crate::oci::Status;
-use crate::state::{Record, wait_for_end};
-use crate::sys;
 
 /// `start`
 pub fn run(global: &Global, args: &Id) -> Result<u8> {
@@ -44,24 +41,13 @@ pub fn run(global: &Global, args: &Id) -> Result<u8> {
         other => bail!("unexpected {other:?}"),
     }
     dir.started()?;
-    let hooked = root.config(&args.id).and_then(|config| match &config.hooks {
-        Some(hooks) => hooks::poststart(Some(hooks), &root.state(&record)?),
+    let hooked = root.hooks(&record).and_then(|hooks| match hooks {
+        Some(hooks) => hooks.poststart(root.state(&record)?.pid),
         None => Ok(()),
     });
-    if let Err(error) = hooked {
-        stop(&record)?;
-        return Err(error);
+    if let (Err(_), Some(process)) = (&hooked, &record.process) {
+        // It is not to go on. It is stopped then, and `delete` does the rest.
+        process.kill()?;
     }
-    Ok(0)
-}
-
-/// Ends a container that is not to go on. It is stopped then, and `delete` does the rest.
-fn stop(record: &Record) -> Result<()> {
-    match record.process.as_ref().map(|process| process.open()).transpose()?.flatten() {
-        Some(pidfd) => match sys::pidfd_send(&pidfd, libc::SIGKILL) {
-            Err(e) if Errno::from_io_error(&e) != Some(Errno::SRCH) => Err(e).context("kill the program"),
-            _ => wait_for_end(&pidfd),
-        },
-        None => Ok(()),
-    }
+    hooked.map(|()| 0)
 }

@@ -1,9 +1,12 @@
 //! The channel between the two sides of the clone: a pair of sockets that keep message boundaries, close-on-exec. That it
 //! closes in the child without an error message means: the program runs.
 
+use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::io::Errno;
@@ -130,6 +133,14 @@ impl Channel {
             _ => bail!("the other side of the clone sent what nobody expects"),
         }))
     }
+}
+
+/// Connects to a socket whose path may be longer than a socket's address can be. `what` asks for it, for messages.
+pub fn connect(path: &Path, what: &str) -> Result<UnixStream> {
+    let name = || format!("{what} {}", path.display());
+    let dir = File::open(path.parent().unwrap_or(Path::new("/"))).with_context(name)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+    UnixStream::connect(short.join(path.file_name().unwrap_or_default())).with_context(name)
 }
 
 /// Sends a descriptor with a few bytes.

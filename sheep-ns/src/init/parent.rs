@@ -6,13 +6,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
 
 use super::channel::{self, Channel, Message};
 use super::child::{self, Begin};
 use super::plan::{Join, Plan, flag};
 use crate::hooks::Hooks;
 use crate::oci::NamespaceKind;
+use crate::process;
 use crate::sys::{self, Side};
 
 /// A process on its way, or running.
@@ -212,17 +213,9 @@ impl Child {
 
     /// Waits for the process's end: its exit code, 128+N for signal N.
     pub fn wait(&self) -> Result<u8> {
-        loop {
-            match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e).context("wait for the program"),
-                Ok(None) => {}
-                Ok(Some(status)) => {
-                    let code = status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal));
-                    return Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX));
-                }
-            }
-        }
+        let status = process::wait(&self.pidfd).context("wait for the program")?;
+        let code = status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal));
+        Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
     }
 
     /// Kills the process and waits for its end; that it has ended is fine.

@@ -12,7 +12,7 @@ use crate::exit;
 use crate::hooks::Hooks;
 use crate::oci::{self, NamespaceKind};
 use crate::refuse;
-use crate::rootfs;
+use crate::rootfs::{self, Devices};
 use crate::userns::Maps;
 
 /// What a container's first process does on its way.
@@ -62,7 +62,7 @@ pub struct Join {
 impl Plan {
     /// Checks `config`. Relative paths in it are relative to the working directory. What it asks and this runtime does
     /// not do is refused by name; nothing has been done then.
-    pub fn new(config: &oci::Config, preserve_fds: u32) -> Result<Plan> {
+    pub fn new(config: &oci::Config, preserve_fds: u32, devices: Devices) -> Result<Plan> {
         refuse::check(config)?;
         let nothing = oci::Linux::default();
         let linux = config.linux.as_ref().unwrap_or(&nothing);
@@ -73,7 +73,7 @@ impl Plan {
             joins,
             maps: Maps::plan(linux)?,
             time_offsets: time_offsets(linux, new)?,
-            root: rootfs::Plan::new(config, linux)?,
+            root: rootfs::Plan::new(config, linux, devices)?,
             net_devices: Device::plan(linux)?,
             hostname: config.hostname.clone().filter(|name| !name.is_empty()),
             domainname: config.domainname.clone().filter(|name| !name.is_empty()),
@@ -81,7 +81,7 @@ impl Plan {
             oom_score_adj: process.oom_score_adj,
             terminal: process.terminal.then_some(process.console_size),
             hooks: None,
-            program: Program::new(process, linux, preserve_fds)?.with_filter(linux.seccomp.as_ref())?,
+            program: Program::new(process, linux, preserve_fds)?,
         })
     }
 

@@ -84,7 +84,7 @@ impl Program {
             tuning: Tuning::new(process, linux)?,
             no_new_privileges: process.no_new_privileges,
             preserve_fds,
-            filter: None,
+            filter: linux.seccomp.as_ref().map(seccomp::compile).transpose()?,
             agent: None,
             makes_cwd: true,
         })
@@ -95,15 +95,9 @@ impl Program {
         self.makes_cwd = false;
     }
 
-    /// Gives the program a filter of system calls, compiled from `linux.seccomp`.
-    pub fn with_filter(mut self, profile: Option<&oci::Seccomp>) -> Result<Program> {
-        self.filter = profile.map(seccomp::compile).transpose()?;
-        Ok(self)
-    }
-
     /// Connects to the agent that answers for the filter, where it asks one. `state` is what it is told of the container.
-    pub fn connect_agent(&mut self, profile: Option<&oci::Seccomp>, state: oci::State) -> Result<()> {
-        self.agent = agent::connect(profile, self.filter.as_ref(), state)?;
+    pub fn connect_agent(&mut self, state: oci::State) -> Result<()> {
+        self.agent = self.filter.as_ref().map(|filter| agent::connect(filter, state)).transpose()?.flatten();
         Ok(())
     }
 

@@ -26,6 +26,13 @@ pub struct State {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl State {
+    /// That of a container which has no process yet, or none any more.
+    pub fn new(status: Status, id: &str, bundle: Name, annotations: BTreeMap<String, String>) -> State {
+        State { oci_version: super::VERSION.to_owned(), id: id.to_owned(), status, pid: 0, bundle, annotations }
+    }
+}
+
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -36,10 +36,20 @@ pub struct Plan {
     /// `None` where the host's /dev is bound in: it has everything already.
     nodes: Option<Vec<dev::Node>>,
     bind_nodes: bool,
-    no_devices: bool,
+    devices: Devices,
     own_cgroup_namespace: bool,
     masked: Vec<PathBuf>,
     read_only_paths: Vec<PathBuf>,
+}
+
+/// Which device nodes work inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Devices {
+    /// Those that mounts and the control group's filter let.
+    AsAsked,
+    /// None but the default ones: they are bound in, and nowhere else does a node mean a device. This is what a device filter of
+    /// a control group does, without a control group; a program that may mount could undo it.
+    OnlyDefault,
 }
 
 /// `linux.rootfsPropagation`: what the root is to be, and whether all under it too.
@@ -63,9 +73,12 @@ impl Propagation {
 impl Plan {
     /// Checks the root, mounts, devices and masks of a configuration. Relative paths are relative to the working
     /// directory, which is the bundle.
-    pub fn new(config: &oci::Config, linux: &oci::Linux) -> Result<Plan> {
+    pub fn new(config: &oci::Config, linux: &oci::Linux, devices: Devices) -> Result<Plan> {
         let root = config.root.as_ref().ok_or_else(|| exit::usage("root: the config names no root directory"))?;
         let mut mounts = config.mounts.iter().map(plan_mount).collect::<Result<Vec<_>>>()?;
+        if devices == Devices::OnlyDefault {
+            mounts.iter_mut().for_each(forbid_nodes);
+        }
         let propagation = propagation(linux.rootfs_propagation.as_deref())?;
         let host_dev = mounts.iter().any(|m| m.target == Path::new("/dev") && m.options.bind.is_some());
         let paths = |what: &str, names: &[oci::Name]| {
@@ -84,8 +97,8 @@ impl Plan {
             propagation,
             nodes: if host_dev && linux.devices.is_empty() { None } else { Some(dev::plan(&linux.devices)?) },
             mounts,
-            no_devices: false,
-            bind_nodes: linux.namespace(oci::NamespaceKind::User).is_some(),
+            devices,
+            bind_nodes: devices == Devices::OnlyDefault || linux.namespace(oci::NamespaceKind::User).is_some(),
             own_cgroup_namespace: linux.namespace(oci::NamespaceKind::Cgroup).is_some(),
             masked,
             read_only_paths,
@@ -93,20 +106,12 @@ impl Plan {
     }
 }
 
-impl Plan {
-    /// No device works but the default ones: they are bound in, and nowhere else does a node mean a device. This is what a
-    /// device filter of a control group does, without a control group; a program that may mount could undo it.
-    pub fn only_default_devices(&mut self) {
-        self.no_devices = true;
-        self.bind_nodes = true;
-        for mount in &mut self.mounts {
-            // Nobody can make nodes in a devpts.
-            if mount.kind != "devpts" {
-                mount.options.set |= libc::MOUNT_ATTR_NODEV;
-                if mount.options.bind == Some(true) {
-                    mount.options.set_all |= libc::MOUNT_ATTR_NODEV;
-                }
-            }
+/// Device nodes in it mean no devices. Nobody can make nodes in a devpts.
+fn forbid_nodes(mount: &mut Mount) {
+    if mount.kind != "devpts" {
+        mount.options.set |= libc::MOUNT_ATTR_NODEV;
+        if mount.options.bind == Some(true) {
+            mount.options.set_all |= libc::MOUNT_ATTR_NODEV;
         }
     }
 }
@@ -172,7 +177,7 @@ pub fn take(plan: &Plan) -> Result<Root> {
     if shared {
         sys::mount_setattr(tree.as_fd(), false, 0, 0, libc::MS_PRIVATE).with_context(name)?;
     }
-    if plan.no_devices {
+    if plan.devices == Devices::OnlyDefault {
         sys::mount_setattr(tree.as_fd(), true, libc::MOUNT_ATTR_NODEV, 0, 0).with_context(name)?;
     }
     // pivot_root wants a mount of this namespace: it goes on top of its own directory.

@@ -28,7 +28,7 @@ pub struct Mount {
     pub source: PathBuf,
     /// How.
     pub options: Options,
-    /// The source of a bind, where it was taken hold of before the clone.
+    /// The source of a bind, with its options in force, where it was taken hold of before the clone.
     pub tree: Option<OwnedFd>,
 }
 
@@ -110,12 +110,7 @@ fn bind(root: BorrowedFd<'_>, mount: &Mount, tree: BorrowedFd<'_>, around: Surro
         bail!("/proc must be a proc file system; {} is none", mount.source.display());
     }
     refuse_over_proc(target.as_fd(), &mount.target)?;
-    if mount.tree.is_some() {
-        // Done before the clone, but for what was put in since: more can be forbidden here, not less.
-        let forbids = Options { clear: 0, clear_all: 0, ..mount.options.clone() };
-        let only = |set| set & (libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_RDONLY);
-        set_attributes(tree, &Options { set: only(forbids.set), set_all: only(forbids.set_all), ..forbids })?;
-    } else {
+    if mount.tree.is_none() {
         set_attributes(tree, &mount.options)?;
     }
     attach(tree, target.as_fd()).context("attach")?;

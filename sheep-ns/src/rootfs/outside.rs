@@ -12,11 +12,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::io::{Errno, read};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{WaitId, WaitIdOptions, geteuid, waitid};
+use rustix::process::geteuid;
 
-use super::mount::{Mount, clone_tree, set_attributes, text};
+use super::mount::{Mount, clone_tree, set_attributes, source_error};
 use crate::exit;
 use crate::oci::{self, IdMapping, NamespaceKind};
+use crate::process;
 use crate::sys::{self, Side};
 use crate::userns;
 
@@ -41,8 +42,7 @@ pub fn take(entries: &[oci::Mount], mounts: &mut [Mount], linux: &oci::Linux, sl
         if !geteuid().is_root() {
             bail!("{}: {NOT_PERMITTED}", name(mount));
         }
-        let failed = |e| anyhow!("mount {}: source {}: {}", mount.target.display(), mount.source.display(), text(e));
-        let tree = clone_tree(CWD, &mount.source, all).map_err(failed)?;
+        let tree = clone_tree(CWD, &mount.source, all).map_err(|errno| source_error(mount, errno))?;
         let lets_in = slave || mount.options.propagation.iter().any(|(flag, _)| *flag != libc::MS_PRIVATE);
         let propagation = if lets_in { libc::MS_SLAVE } else { libc::MS_PRIVATE };
         let context = || format!("mount {}", mount.target.display());
@@ -109,6 +109,7 @@ fn namespace_of(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
             open(&*file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context(file)
         });
     drop(holds);
-    while let Err(Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
+    // It has done what it was for, however it ended.
+    let _ = process::wait(&pidfd);
     made
 }

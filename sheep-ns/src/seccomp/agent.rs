@@ -4,9 +4,8 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,36 +14,28 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use serde_json::{Map, json};
 
-use super::Filter;
+use super::{Filter, Listener};
 use crate::exit;
-use crate::init::channel::send_fd;
-use crate::oci::{self, Seccomp, State};
+use crate::init::channel::{self, send_fd};
+use crate::oci::{self, State};
 use crate::sys;
 
 /// An agent, connected before the container is made: nothing inside leads to its socket.
 #[derive(Debug)]
 pub struct Agent {
     socket: OwnedFd,
-    path: String,
-    metadata: Option<String>,
+    listener: Listener,
     state: State,
     /// The process, as this host sees it.
     pid: Cell<i32>,
 }
 
-/// Connects to the agent of a profile; `None` where the filter asks nobody, whatever `listenerPath` says. `state` is what
-/// the agent is told of the container; its `pid` is filled in later.
-pub fn connect(profile: Option<&Seccomp>, filter: Option<&Filter>, state: State) -> Result<Option<Agent>> {
-    let (Some(profile), Some(true)) = (profile, filter.map(Filter::notifies)) else { return Ok(None) };
-    let path = profile.listener_path.clone().unwrap_or_default();
-    let name = || format!("linux.seccomp: listenerPath {path}");
-    // By its directory: a path may be longer than a socket's address can be.
-    let place = Path::new(&path);
-    let dir = std::fs::File::open(place.parent().unwrap_or(Path::new("/"))).with_context(name)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
-    let socket = UnixStream::connect(short.join(place.file_name().unwrap_or_default())).with_context(name)?;
-    let (socket, metadata) = (socket.into(), profile.listener_metadata.clone());
-    Ok(Some(Agent { socket, path, metadata, state, pid: Cell::new(0) }))
+/// Connects to the agent of a filter; `None` where it asks nobody. `state` is what the agent is told of the container; its
+/// `pid` is filled in later.
+pub fn connect(filter: &Filter, state: State) -> Result<Option<Agent>> {
+    let Some(listener) = filter.listener.clone() else { return Ok(None) };
+    let socket = channel::connect(Path::new(&listener.path), "linux.seccomp: listenerPath")?.into();
+    Ok(Some(Agent { socket, listener, state, pid: Cell::new(0) }))
 }
 
 impl Agent {
@@ -68,7 +59,7 @@ impl Agent {
             ("fds".to_owned(), json!(["seccompFd"])),
             ("pid".to_owned(), pid.into()),
         ]);
-        if let Some(metadata) = &self.metadata {
+        if let Some(metadata) = &self.listener.metadata {
             message.insert("metadata".to_owned(), metadata.as_str().into());
         }
         message.insert("state".to_owned(), json!(State { pid, ..self.state.clone() }));
@@ -78,10 +69,10 @@ impl Agent {
 
 /// Loads the filter for this process, which has one thread. It is in force when this returns.
 pub fn load(filter: &Filter, agent: Option<&Agent>) -> Result<()> {
-    match (filter.notifies(), agent) {
-        (false, _) => load_only(filter).map(drop),
-        (true, Some(agent)) => load_and_tell(filter, agent),
-        (true, None) => bail!("linux.seccomp: SCMP_ACT_NOTIFY: nobody is there to answer"),
+    match (&filter.listener, agent) {
+        (None, _) => load_only(filter).map(drop),
+        (Some(_), Some(agent)) => load_and_tell(filter, agent),
+        (Some(_), None) => bail!("linux.seccomp: SCMP_ACT_NOTIFY: nobody is there to answer"),
     }
 }
 
@@ -100,7 +91,7 @@ fn load_only(filter: &Filter) -> Result<Option<OwnedFd>> {
 /// which the filter is not for, does it; the two speak through memory alone.
 fn load_and_tell(filter: &Filter, agent: &Agent) -> Result<()> {
     let socket = agent.socket.try_clone().context("linux.seccomp: listenerPath")?;
-    let (message, path) = (agent.message(), agent.path.clone());
+    let (message, path) = (agent.message(), agent.listener.path.clone());
     let questions: Arc<OnceLock<OwnedFd>> = Arc::default();
     let told: Arc<OnceLock<()>> = Arc::default();
     let (from_here, to_here) = (Arc::clone(&questions), Arc::clone(&told));

@@ -38,20 +38,24 @@ pub struct Filter {
     pub program: Vec<Instruction>,
     /// Flags for seccomp(2).
     pub flags: u32,
+    /// Who answers for `SCMP_ACT_NOTIFY`, where it asks.
+    pub listener: Option<Listener>,
     /// Names of system calls that no architecture here has: they have no rule, and are for the log. Profiles list calls of
     /// newer kernels and other architectures.
     pub unknown: Vec<String>,
 }
 
+/// An agent that answers for a filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Its socket.
+    pub path: String,
+    /// What it is told besides.
+    pub metadata: Option<String>,
+}
+
 /// The most instructions the kernel takes (`BPF_MAXINSNS`).
 const MOST: usize = 4096;
-
-impl Filter {
-    /// Whether it asks an agent.
-    pub fn notifies(&self) -> bool {
-        self.flags & NEW_LISTENER != 0
-    }
-}
 
 /// Compiles a profile for the architecture of this program and those the profile names. Errors with usage: a word that
 /// means nothing here, an error number for an action that has none, rules that contradict each other, a program that the
@@ -89,21 +93,25 @@ pub fn compile_for(profile: &Seccomp, native: Arch) -> Result<Filter> {
             "linux.seccomp: the program would have {length} instructions, and the kernel takes {MOST}; use fewer rules with arguments"
         )));
     }
-    Ok(Filter { flags: flags(profile, &rules, default)?, program, unknown: rules.unknown() })
+    let asks = rules.notify() || default == words::NOTIFY;
+    let listener = if asks { Some(listener(profile)?) } else { None };
+    Ok(Filter { flags: flags(profile, asks)?, listener, program, unknown: rules.unknown() })
 }
 
-fn flags(profile: &Seccomp, rules: &rules::Rules, default: u32) -> Result<u32> {
-    let mut flags = 0;
+fn listener(profile: &Seccomp) -> Result<Listener> {
+    let path =
+        profile.listener_path.clone().filter(|path| !path.is_empty()).ok_or_else(|| {
+            exit::usage("linux.seccomp: SCMP_ACT_NOTIFY needs a listenerPath, the socket of who answers")
+        })?;
+    Ok(Listener { path, metadata: profile.listener_metadata.clone() })
+}
+
+fn flags(profile: &Seccomp, asks: bool) -> Result<u32> {
+    let mut flags = if asks { NEW_LISTENER } else { 0 };
     for word in &profile.flags {
         flags |= words::flag(word)?;
     }
-    if rules.notify() || default == words::NOTIFY {
-        if profile.listener_path.as_ref().is_none_or(String::is_empty) {
-            return Err(exit::usage("linux.seccomp: SCMP_ACT_NOTIFY needs a listenerPath, the socket of who answers"));
-        }
-        return Ok(flags | NEW_LISTENER);
-    }
-    Ok(flags & !WAIT_KILLABLE_RECV)
+    Ok(if asks { flags } else { flags & !WAIT_KILLABLE_RECV })
 }
 
 /// The fates of all numbers that come with the audit number of `arch`. x86_64 and x32 have the same, and share the numbers.

@@ -25,7 +25,7 @@ pub enum Arch {
 pub const X32_BIT: u32 = 0x4000_0000;
 
 /// Architecture, its word in config.json, its name in Go (as engines' profiles have it), its number in linux/audit.h.
-const ARCHES: [(Arch, &str, &str, u32); super::numbers::ARCHITECTURES] = [
+pub const ARCHES: [(Arch, &str, &str, u32); super::numbers::ARCHITECTURES] = [
     (Arch::X86_64, "SCMP_ARCH_X86_64", "amd64", 0xc000_003e),
     (Arch::X86, "SCMP_ARCH_X86", "x86", 0x4000_0003),
     (Arch::X32, "SCMP_ARCH_X32", "x32", 0xc000_003e),
@@ -89,32 +89,38 @@ impl Arch {
 pub const NOTIFY: u32 = 0x7fc0_0000;
 /// `SECCOMP_RET_KILL_PROCESS`.
 pub const KILL_PROCESS: u32 = 0x8000_0000;
-const ERRNO: u32 = 0x0005_0000;
-const TRACE: u32 = 0x7ff0_0000;
+
+/// Action, the return value of a filter for it (`SECCOMP_RET_*`), and the most that fits into it where it takes a number: the
+/// kernel cuts an error number down to 4095; a message to a tracer has 16 bits.
+pub const ACTIONS: [(&str, u32, Option<u32>); 9] = [
+    ("SCMP_ACT_ALLOW", 0x7fff_0000, None),
+    ("SCMP_ACT_ERRNO", 0x0005_0000, Some(4095)),
+    ("SCMP_ACT_KILL", 0, None),
+    ("SCMP_ACT_KILL_PROCESS", KILL_PROCESS, None),
+    ("SCMP_ACT_KILL_THREAD", 0, None),
+    ("SCMP_ACT_LOG", 0x7ffc_0000, None),
+    ("SCMP_ACT_NOTIFY", NOTIFY, None),
+    ("SCMP_ACT_TRACE", 0x7ff0_0000, Some(0xffff)),
+    ("SCMP_ACT_TRAP", 0x0003_0000, None),
+];
 
 /// The return value of a filter for an action. `errno_ret` is for those that take one, EPERM where it is absent.
 pub fn action(word: &str, errno_ret: Option<u32>) -> Result<u32> {
-    let plain = match word {
-        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => 0,
-        "SCMP_ACT_KILL_PROCESS" => KILL_PROCESS,
-        "SCMP_ACT_TRAP" => 0x0003_0000,
-        "SCMP_ACT_LOG" => 0x7ffc_0000,
-        "SCMP_ACT_ALLOW" => 0x7fff_0000,
-        "SCMP_ACT_NOTIFY" => NOTIFY,
-        "SCMP_ACT_ERRNO" | "SCMP_ACT_TRACE" => {
-            let errno = errno_ret.unwrap_or(libc::EPERM as u32);
-            // The kernel cuts an error number down to 4095; a message to a tracer has 16 bits.
-            let (base, most) = if word == "SCMP_ACT_ERRNO" { (ERRNO, 4095) } else { (TRACE, 0xffff) };
-            if errno > most {
+    let Some((_, value, most)) = ACTIONS.iter().find(|(known, ..)| *known == word) else {
+        return Err(exit::usage(format!("linux.seccomp: '{word}' is no action")));
+    };
+    match (most, errno_ret) {
+        (None, None) => Ok(*value),
+        (None, Some(errno)) => {
+            Err(exit::usage(format!("linux.seccomp: errnoRet {errno}: {word} returns no error number")))
+        }
+        (Some(most), errno) => {
+            let errno = errno.unwrap_or(libc::EPERM as u32);
+            if errno > *most {
                 return Err(exit::usage(format!("linux.seccomp: errnoRet {errno}: {word} takes at most {most}")));
             }
-            return Ok(base | errno);
+            Ok(value | errno)
         }
-        _ => return Err(exit::usage(format!("linux.seccomp: '{word}' is no action"))),
-    };
-    match errno_ret {
-        None => Ok(plain),
-        Some(errno) => Err(exit::usage(format!("linux.seccomp: errnoRet {errno}: {word} returns no error number"))),
     }
 }
 
@@ -135,18 +141,23 @@ pub enum Op {
     Gt,
 }
 
+/// Operator, what it compares, and whether it is the one with a mask.
+pub const OPERATORS: [(&str, Op, bool); 7] = [
+    ("SCMP_CMP_EQ", Op::Eq, false),
+    ("SCMP_CMP_GE", Op::Ge, false),
+    ("SCMP_CMP_GT", Op::Gt, false),
+    ("SCMP_CMP_LE", Op::Le, false),
+    ("SCMP_CMP_LT", Op::Lt, false),
+    ("SCMP_CMP_MASKED_EQ", Op::Eq, true),
+    ("SCMP_CMP_NE", Op::Ne, false),
+];
+
 /// An operator, and whether it is the one with a mask.
 pub fn op(word: &str) -> Result<(Op, bool)> {
-    Ok(match word {
-        "SCMP_CMP_NE" => (Op::Ne, false),
-        "SCMP_CMP_LT" => (Op::Lt, false),
-        "SCMP_CMP_LE" => (Op::Le, false),
-        "SCMP_CMP_EQ" => (Op::Eq, false),
-        "SCMP_CMP_GE" => (Op::Ge, false),
-        "SCMP_CMP_GT" => (Op::Gt, false),
-        "SCMP_CMP_MASKED_EQ" => (Op::Eq, true),
-        _ => return Err(exit::usage(format!("linux.seccomp: '{word}' is no comparison"))),
-    })
+    let found = OPERATORS.iter().find(|(known, ..)| *known == word);
+    found
+        .map(|(_, op, masked)| (*op, *masked))
+        .ok_or_else(|| exit::usage(format!("linux.seccomp: '{word}' is no comparison")))
 }
 
 /// The flag of seccomp(2). `TSYNC` is none here: the filter is loaded by a process with one thread.

@@ -9,11 +9,11 @@ use rustix::process::geteuid;
 
 use crate::cgroup::Cgroup;
 use crate::cli::{Exec, Global};
-use crate::cmd::create::{connect, send_pidfd};
+use crate::cmd::create::send_pidfd;
 use crate::cmd::{absolute, log_unknown_caps, state_root, write_pid_file};
 use crate::exit;
 use crate::init::Child;
-use crate::init::channel::send_fd;
+use crate::init::channel::{connect, send_fd};
 use crate::init::child::Begin;
 use crate::init::join::{Join, spawn};
 use crate::init::plan::flag;
@@ -49,19 +49,9 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     let wanted = process_of(args, command, &config, process.pid)?;
     refuse::check_process(&wanted)?;
     let linux = config.linux.clone().unwrap_or_default();
-    let mut program = Program::new(&wanted, &linux, args.preserve_fds)?.with_filter(linux.seccomp.as_ref())?;
+    let mut program = Program::new(&wanted, &linux, args.preserve_fds)?;
     program.needs_its_cwd();
-    program.connect_agent(
-        linux.seccomp.as_ref(),
-        oci::State {
-            oci_version: oci::VERSION.to_owned(),
-            id: id.to_string(),
-            status: Status::Running,
-            pid: 0,
-            bundle: record.bundle.clone(),
-            annotations: config.annotations.clone(),
-        },
-    )?;
+    program.connect_agent(record.state(Status::Running, 0))?;
     let join = Join {
         namespaces: namespaces(&linux, process.pid)?,
         setgroups: geteuid().is_root(),

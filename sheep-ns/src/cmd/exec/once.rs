@@ -8,13 +8,13 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::cgroup::Cgroup;
 use crate::cli::{Exec, Global};
-use crate::cmd::create::connect;
 use crate::cmd::{absolute, log_unknown_caps, manager, write_pid_file};
 use crate::exit;
-use crate::init::channel::send_fd;
+use crate::init::channel::{connect, send_fd};
 use crate::init::child::Begin;
 use crate::init::{self, Child, Plan};
-use crate::oci::{self, DeviceRule, Resources};
+use crate::oci::{self, DeviceRule, Resources, State, Status};
+use crate::rootfs::Devices;
 use crate::spec;
 use crate::supervise::{self, Signals, Unhandled};
 use crate::sys;
@@ -31,24 +31,12 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     }
     let status = args.json_status_fd.map(sys::inherited).transpose().context("--json-status-fd")?;
     let mut config = spec::from_flags(&args.spec, &args.args)?;
-    let only_default_devices = take_device_filter(&mut config);
-    let mut plan = Plan::new(&config, args.preserve_fds)?;
-    if only_default_devices {
-        plan.root.only_default_devices();
-    }
+    let devices = take_device_filter(&mut config);
+    let mut plan = Plan::new(&config, args.preserve_fds, devices)?;
     log_unknown_caps(global, &plan.program);
-    let profile = config.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
-    plan.program.connect_agent(
-        profile,
-        oci::State {
-            oci_version: oci::VERSION.to_owned(),
-            id: format!("exec-{}", std::process::id()),
-            status: oci::Status::Creating,
-            pid: 0,
-            bundle: std::env::current_dir().context("working directory")?.into_os_string().into(),
-            annotations: config.annotations.clone(),
-        },
-    )?;
+    let id = format!("exec-{}", std::process::id());
+    let bundle = std::env::current_dir().context("working directory")?.into_os_string().into();
+    plan.program.connect_agent(State::new(Status::Creating, &id, bundle, config.annotations.clone()))?;
     let console = match (absolute(args.console_socket.as_deref())?, plan.terminal.is_some()) {
         (None, _) => None,
         (Some(path), true) => Some(connect(&path, "--console-socket")?),
@@ -61,7 +49,7 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     }
     let limits = config.linux.as_ref().filter(|linux| linux.resources.is_some() || linux.cgroups_path.is_some());
     let group = match limits {
-        Some(linux) => Cgroup::create(linux, &format!("exec-{}", std::process::id()), manager(global))?,
+        Some(linux) => Cgroup::create(linux, &id, manager(global))?,
         None => None,
     };
     let code = start_and_wait(&plan, group.as_ref(), console, args, status.as_ref());
@@ -76,16 +64,16 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
 }
 
 /// A filter that leaves only the default devices is had without a control group, which takes half as long as all the rest
-/// of a start. Takes it out of `config`; `false` where a control group is needed anyway, and takes care of it.
-fn take_device_filter(config: &mut oci::Config) -> bool {
-    let Some(linux) = &mut config.linux else { return false };
+/// of a start. Takes it out of `config`, but where a control group is needed anyway, and takes care of it.
+fn take_device_filter(config: &mut oci::Config) -> Devices {
+    let Some(linux) = &mut config.linux else { return Devices::AsAsked };
     let deny_all = DeviceRule { access: Some("rwm".to_owned()), ..DeviceRule::default() };
     let only_that = Resources { devices: vec![deny_all], ..Resources::default() };
     if linux.cgroups_path.is_some() || linux.resources.as_ref() != Some(&only_that) {
-        return false;
+        return Devices::AsAsked;
     }
     linux.resources = None;
-    true
+    Devices::OnlyDefault
 }
 
 fn start_and_wait(
