@@ -102,8 +102,6 @@ pub struct Way<'a> {
     stage: &'a Stage,
     limits: LimitArgs,
     progress: &'a Progress,
-    /// Whether layers are unpacked, and it is seen that they are what the configuration says. Where not, the stage has to say that.
-    pub unpacks: bool,
     /// Each blob of an image in the store, with what is in it.
     pairs: HashSet<(Digest, Digest)>,
 }
@@ -112,7 +110,12 @@ impl<'a> Way<'a> {
     /// Into the store by way of the stage.
     pub fn new(store: &'a Store, stage: &'a Stage, limits: LimitArgs, progress: &'a Progress) -> Result<Self> {
         let pairs = store.known_layers()?;
-        Ok(Way { store, stage, limits, progress, unpacks: true, pairs })
+        Ok(Way { store, stage, limits, progress, pairs })
+    }
+
+    /// Whether layers are unpacked, and it is seen that they are what the configuration says.
+    fn unpacks(&self) -> bool {
+        !self.stage.unproven
     }
 
     /// Whether an image that is here says that this is what is in the blob, and has it unpacked: one that comes may lie. Whether it is
@@ -297,7 +300,7 @@ fn check_size(layer: &Planned, size: u64) -> Result<()> {
 
 /// A layer that need not come: the store has its blob, and knows what is in it where that matters.
 fn known(way: &Way<'_>, layer: &Planned) -> Result<Option<Taken>> {
-    let is_known = |descriptor: &&Descriptor| !way.unpacks || way.knows(descriptor, &layer.diff_id);
+    let is_known = |descriptor: &&Descriptor| !way.unpacks() || way.knows(descriptor, &layer.diff_id);
     let Some(descriptor) = layer.descriptor.as_ref().filter(is_known) else { return Ok(None) };
     let Some(kept) = keep(way.store, descriptor)? else { return Ok(None) };
     Ok(Some(Taken { _kept: Some(kept), ..Taken::known(descriptor) }))
@@ -314,7 +317,7 @@ fn taken(
 ) -> Result<Taken> {
     let name = layer.descriptor.as_ref().map_or(&layer.diff_id, |descriptor| &descriptor.digest);
     let came = way.progress.add(name.as_str(), Some(size));
-    if !way.unpacks {
+    if !way.unpacks() {
         return blob(layer, number, Counted { inner: source, came }, store);
     }
     let scratch = Scratch::new(&way.store.layers())?;

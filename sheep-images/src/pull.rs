@@ -70,8 +70,7 @@ fn pull(store: &Store, args: &Pull, what: &str) -> Result<LoadedImage> {
     stage.unproven = args.no_unpack;
     let images = [(name, plan)];
     let layers = incoming::distinct(&images)?;
-    let mut way = Way::new(store, &stage, args.limits, &progress)?;
-    way.unpacks = !args.no_unpack;
+    let way = Way::new(store, &stage, args.limits, &progress)?;
     let taken = parallel::each_of(AT_ONCE, &layers, |number, layer| {
         incoming::one_download(&way, layer, number, open).with_context(|| format!("layer {}", layer.name))
     })?;

@@ -207,7 +207,7 @@ fn asked_mounts(flags: &SpecFlags) -> Result<Vec<(Mount, &'static str)>> {
     for volume in &flags.volume {
         mounts.push((mounts::volume(volume)?, "--volume"));
     }
-    mounts.extend(flags.isolate.mounts()?.into_iter().map(|mount| (mount, "--bind")));
+    mounts.extend(flags.isolate.mounts()?);
     mounts.sort_by_key(|(mount, _)| mount.destination.as_path().components().count());
     Ok(mounts)
 }

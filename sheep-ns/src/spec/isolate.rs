@@ -100,17 +100,16 @@ impl Isolate {
         })
     }
 
-    /// What is mounted by --bind, --ro-bind and --tmpfs. Whether the sources exist is for the caller to see.
-    pub fn mounts(&self) -> Result<Vec<Mount>> {
+    /// What is mounted, with the flag that says so. Whether the sources exist is for the caller to see.
+    pub fn mounts(&self) -> Result<Vec<(Mount, &'static str)>> {
         let mut mounts = Vec::new();
-        for text in &self.bind {
-            mounts.push(bind("--bind", text, "rw")?);
-        }
-        for text in &self.ro_bind {
-            mounts.push(bind("--ro-bind", text, "rro")?);
+        for (flag, texts, access) in [("--bind", &self.bind, "rw"), ("--ro-bind", &self.ro_bind, "rro")] {
+            for text in texts {
+                mounts.push((bind(flag, text, access)?, flag));
+            }
         }
         for text in &self.tmpfs {
-            mounts.push(tmpfs(text)?);
+            mounts.push((tmpfs(text)?, "--tmpfs"));
         }
         Ok(mounts)
     }
@@ -202,7 +201,8 @@ mod tests {
             tmpfs: vec!["/d:16m".into(), "/e".into()],
             ..Isolate::default()
         };
-        let text = serde_json::to_string(&flags.mounts().unwrap()).unwrap();
+        let mounts: Vec<Mount> = flags.mounts().unwrap().into_iter().map(|(mount, _)| mount).collect();
+        let text = serde_json::to_string(&mounts).unwrap();
         assert_eq!(
             text,
             r#"[{"destination":"/a","type":"bind","source":"/a","options":["rbind","rprivate","rw"]},{"destination":"/c","type":"bind","source":"/b","options":["rbind","rprivate","rro"]},{"destination":"/d","type":"tmpfs","source":"tmpfs","options":["nosuid","nodev","mode=755","size=16777216"]},{"destination":"/e","type":"tmpfs","source":"tmpfs","options":["nosuid","nodev","mode=755"]}]"#

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::json;
 
-use crate::harness::{NS, World, read_until, wait};
+use crate::harness::{NS, World, among_private_mounts, read_until, wait};
 
 /// The host's directory is as it was.
 fn untouched(world: &World) {
@@ -316,12 +316,7 @@ fn cve_2025_31133_a_mask_that_was_replaced() {
     // The host's, as a container in a container sees it.
     let command = world.ns(&["run", "-b", &bundle, "escape-mask"]);
     let script = format!("mount --bind {} /dev/null; \"$@\"", world.path("host/canary"));
-    let output = std::process::Command::new("unshare")
-        .args(["-m", "--propagation", "private", "sh", "-c", &script, "sh"])
-        .arg(command.get_program())
-        .args(command.get_args())
-        .output()
-        .unwrap();
+    let output = among_private_mounts(&command, &script);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(125) && said.contains("not the device it should be"), "{said}");
     untouched(&world);

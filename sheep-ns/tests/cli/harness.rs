@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -187,6 +187,16 @@ impl Drop for World {
         }
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Runs a shell script that may mount what it likes, with a command for `"$@"`.
+pub fn among_private_mounts(command: &Command, script: &str) -> Output {
+    Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-c", script, "sh"])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .output()
+        .unwrap()
 }
 
 /// Waits until `what` holds, at most ten seconds.

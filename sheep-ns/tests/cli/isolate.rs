@@ -69,7 +69,11 @@ fn mounts_in_their_order() {
         assert_eq!((seen.out.as_str(), seen.err.as_str()), ("of the host\n1024\n", ""));
         assert!(fs::exists(format!("{host}/y")).unwrap());
         let root = world.path("root");
-        world.fails(&["exec", "--rootfs", &root, "--ro-bind", "/no/such", "--", "true"], 125, "/no/such: no such file");
+        world.fails(
+            &["exec", "--rootfs", &root, "--ro-bind", "/no/such", "--", "true"],
+            125,
+            "--ro-bind: /no/such: no such file",
+        );
         // From nothing: an empty directory, and the host's programs.
         let empty = world.path("empty");
         fs::create_dir(&empty).unwrap();

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::harness::World;
+use crate::harness::{World, among_private_mounts};
 
 /// What a script says with one value of the configuration set.
 fn says(world: &World, script: &str, pointer: &str, value: Value) -> String {
@@ -335,12 +335,7 @@ fn a_shared_root_leaves_the_host_alone() {
             "mount -t tmpfs x {below} && mount --make-rshared / && wc -l < /proc/self/mountinfo && \"$@\" && wc -l < /proc/self/mountinfo",
             below = world.path("host/below")
         );
-        let output = std::process::Command::new("unshare")
-            .args(["-m", "--propagation", "private", "sh", "-c", &script, "sh"])
-            .arg(command.get_program())
-            .args(command.get_args())
-            .output()
-            .unwrap();
+        let output = among_private_mounts(&command, &script);
         let text = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<&str> = text.split_whitespace().collect();
         assert!(lines.len() == 3 && lines[0] == lines[2] && lines[1] == "1", "{word}: {text} {:?}", output.stderr);
