@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
 use rustix::process::{Pid, geteuid};
 
-use super::{absolute, log_unknown_caps, manager, state_root, write_pid_file};
+use super::{absolute, log_unknown_caps, manager, send_pidfd, state_root, write_pid_file};
 use crate::cgroup::Cgroup;
 use crate::cli::{Bundle, Create, Global};
 use crate::exit;
@@ -174,14 +174,6 @@ fn bring_up(
 
 fn poststart(plan: &Plan, pid: Pid) -> Result<()> {
     plan.hooks.as_ref().map_or(Ok(()), |hooks| hooks.poststart(pid.as_raw_nonzero().get()))
-}
-
-/// Sends a process's pidfd to whoever asked for it.
-pub fn send_pidfd(socket: Option<&UnixStream>, child: &Child) -> Result<()> {
-    match socket {
-        Some(socket) => send_fd(socket.as_fd(), b"pidfd", child.pidfd.as_fd()).context("--pidfd-socket"),
-        None => Ok(()),
-    }
 }
 
 /// The socket where the first process waits for `start`. It keeps message boundaries, as the channel of the clone does.

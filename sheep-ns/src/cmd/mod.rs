@@ -17,6 +17,8 @@ pub mod state;
 pub mod update;
 
 use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -25,6 +27,8 @@ use rustix::process::Pid;
 use crate::cgroup::{Cgroup, Manager};
 use crate::cli::{CgroupManager, Global};
 use crate::exit;
+use crate::init::Child;
+use crate::init::channel::send_fd;
 use crate::init::program::Program;
 use crate::log;
 use crate::state::{Record, StateRoot, write_atomic};
@@ -60,6 +64,14 @@ fn log_unknown_caps(global: &Global, program: &Program) {
     for name in program.unknown_calls().iter().filter(|_| global.debug) {
         let message = format!("linux.seccomp: {name} is no system call that is known here, and has no rule");
         log::write(global.log.as_deref(), global.log_format, "debug", &message);
+    }
+}
+
+/// Sends a process's pidfd to whoever asked for it.
+fn send_pidfd(socket: Option<&UnixStream>, child: &Child) -> Result<()> {
+    match socket {
+        Some(socket) => send_fd(socket.as_fd(), b"pidfd", child.pidfd.as_fd()).context("--pidfd-socket"),
+        None => Ok(()),
     }
 }
 

@@ -9,8 +9,7 @@ use rustix::process::geteuid;
 
 use crate::cgroup::Cgroup;
 use crate::cli::{Exec, Global};
-use crate::cmd::create::send_pidfd;
-use crate::cmd::{absolute, log_unknown_caps, state_root, write_pid_file};
+use crate::cmd::{absolute, log_unknown_caps, send_pidfd, state_root, write_pid_file};
 use crate::exit;
 use crate::init::Child;
 use crate::init::channel::{connect, send_fd};
