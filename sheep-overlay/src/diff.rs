@@ -189,6 +189,9 @@ pub fn changes_between(overlay: &Overlay, span: Span, depth: Depth) -> Result<Ve
     let [before, after] = sides;
     let (before, after) = (before?, after?);
     for (number, tree) in trees::of(overlay).into_iter().enumerate() {
+        if lies_elsewhere(&tree) {
+            continue;
+        }
         let found = if span == Span::WHOLE && tree.frozen.is_empty() {
             tree::changes(overlay, &tree, depth)
         } else {
@@ -241,6 +244,16 @@ fn change(prefix: &[u8], stack: &Stack, found: tree::Found) -> Change {
         size: found.new.as_deref().and_then(size),
         file_type: found.file_type,
     }
+}
+
+/// Whether a part has no changes, only lies on another directory than it was made for: what was mounted there is unmounted, or
+/// others made the directory anew. Its root is as it was, and differs from what is there now all the same.
+fn lies_elsewhere(tree: &Tree) -> bool {
+    let (Some(made_for), Some(lower)) = (tree.root, tree.lowers.last()) else { return false };
+    let there = |path: &Path| std::fs::symlink_metadata(path).ok();
+    let is_as_made = there(&tree.upper).is_some_and(|upper| upper.mode() == made_for.mode);
+    let is_another = there(lower).is_some_and(|lower| (lower.ino(), lower.mode()) != (made_for.inode, made_for.mode));
+    is_as_made && is_another && tree.frozen.is_empty() && is_untouched(tree)
 }
 
 fn is_untouched(tree: &Tree) -> bool {

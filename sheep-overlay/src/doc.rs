@@ -334,9 +334,23 @@ pub struct Mount {
     /// As `split` of the whole.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub split: bool,
+    /// The root of the topmost lower when the overlay was made; only of an overlay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<MountRoot>,
     /// Why it is not an overlay, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// What the root of a part was laid on. Where something else is there now, with other attributes (what was mounted there is
+/// unmounted), these are no changes of the overlay's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct MountRoot {
+    /// The inode number of the directory.
+    pub inode: u64,
+    /// Its type and permission bits (`st_mode`).
+    pub mode: u32,
 }
 
 /// How a mount below a lower is part of the merged view.

@@ -24,7 +24,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::backend::kernel;
 use crate::cover::{Cover, Put};
-use crate::doc::{DocPath, How, Mount, Overlay};
+use crate::doc::{DocPath, How, Mount, MountRoot, Overlay};
 use crate::layer::{self, Marks, Opaque};
 use crate::lowers::{Lower, open_path};
 use crate::mountinfo::{self, Entry};
@@ -257,6 +257,7 @@ impl Plan<'_> {
                     work: None,
                     cover,
                     split: tree.split,
+                    root: None,
                     reason: None,
                 };
                 place_mount(&mut mount, overlay.tmpfs.is_some(), self.wanted.dir, self.wanted.dir, number);
@@ -268,7 +269,7 @@ impl Plan<'_> {
                         start_part_anew(self.wanted.dir, number)?;
                         continue;
                     }
-                    done => done?,
+                    root => mount.root = root?.filter(|_| !tree.split),
                 }
                 mounts.push(mount);
             }
@@ -366,7 +367,7 @@ fn start_part_anew(dir: &Path, number: usize) -> Result<()> {
 
 fn bound_mount(at: &Path, what: PathBuf, how: How, reason: Option<String>) -> Mount {
     let lower = vec![what.into()];
-    Mount { path: absolute(at), how, lower, upper: None, work: None, cover: None, split: false, reason }
+    Mount { path: absolute(at), how, lower, upper: None, work: None, cover: None, split: false, root: None, reason }
 }
 
 fn absolute(at: &Path) -> DocPath {
@@ -407,10 +408,12 @@ fn make_dirs(dir: &Path) -> Result<()> {
     crate::state::make_private_dir(dir).with_context(|| dir.display().to_string())
 }
 
-/// The root of a part looks like that of its topmost lower.
-fn take_root(lowers: &[PathBuf], to: Option<&DocPath>) -> Result<()> {
-    let (Some(lower), Some(to)) = (lowers.last(), to) else { return Ok(()) };
-    upper::take_attributes(&crate::lowers::open_one(lower)?, to)
+/// The root of a part looks like that of its topmost lower, which is given.
+fn take_root(lowers: &[PathBuf], to: Option<&DocPath>) -> Result<Option<MountRoot>> {
+    let (Some(lower), Some(to)) = (lowers.last(), to) else { return Ok(None) };
+    let lower = crate::lowers::open_one(lower)?;
+    upper::take_attributes(&lower, to)?;
+    Ok(Some(MountRoot { inode: lower.stat.st_ino, mode: lower.stat.st_mode }))
 }
 
 fn is_directory(path: &Path) -> bool {

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use crate::doc::{DocPath, How, Overlay};
+use crate::doc::{DocPath, How, MountRoot, Overlay};
 use crate::{history, parts};
 
 /// A writable tree over lowers.
@@ -20,6 +20,8 @@ pub struct Tree {
     pub upper: PathBuf,
     /// The scratch space beside it.
     pub work: PathBuf,
+    /// What the root of a part was laid on.
+    pub root: Option<MountRoot>,
 }
 
 impl Tree {
@@ -47,6 +49,7 @@ pub fn on(overlay: &Overlay, head: u32) -> Vec<Tree> {
         frozen: layers.iter().map(|layer| layer.join("upper")).collect(),
         upper: overlay.upper.0.clone(),
         work: overlay.work.0.clone(),
+        root: None,
     };
     let overlaid = overlay.mounts.iter().enumerate().filter(|(_, mount)| mount.how == How::Overlay);
     let below = overlaid.filter_map(|(number, mount)| {
@@ -56,6 +59,7 @@ pub fn on(overlay: &Overlay, head: u32) -> Vec<Tree> {
             frozen: layers.iter().map(|layer| parts::part_dir(layer, number).join("upper")).collect(),
             upper: mount.upper.as_ref()?.0.clone(),
             work: mount.work.as_ref()?.0.clone(),
+            root: mount.root,
         })
     });
     std::iter::once(root).chain(below).collect()

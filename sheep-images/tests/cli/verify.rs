@@ -29,7 +29,7 @@ fn with_images(world: &World) {
 }
 
 /// All that there is in the blobs and layers, but for the times of whiteouts, which nothing says.
-const LIST: &str = "find data/layers/sha256 data/images/blobs/sha256 -mindepth 1 ! -type c -printf '%P %y %m %U:%G %s %T@ %n %l\\n' | sort; \
+const LIST: &str = "find data/layers/sha256 data/images/blobs/sha256 -mindepth 1 ! -type c ! -name '.unsynced-*' -printf '%P %y %m %U:%G %s %T@ %n %l\\n' | sort; \
     cd data/layers/sha256; find . -type c -exec stat -c '%n %a %u:%g %t:%T' {} + | sort; getfattr -hdRm - . 2>/dev/null | LC_ALL=C sort";
 
 /// The directory of a layer.

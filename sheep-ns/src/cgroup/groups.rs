@@ -191,7 +191,7 @@ pub(super) fn parent_of<'a>(tree: &Tree, names: &[&'a str]) -> Result<Option<(Ow
     Ok(Some((parent, leaf)))
 }
 
-/// Removes the group that [`Cgroup::create`] would make, if it is there and empty: what a creation leaves that was killed
+/// Removes the group that [`super::Cgroup::create`] would make, if it is there and empty: what a creation leaves that was killed
 /// before it was on record. A group with processes or groups in it is somebody's, and stays.
 pub fn remove_unused(linux: &oci::Linux, id: &str) -> Result<()> {
     let Some(tree) = Tree::find()? else { return Ok(()) };

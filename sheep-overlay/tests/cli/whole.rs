@@ -70,6 +70,34 @@ fn p19_mounts_below_the_lower_as_a_plain_user() {
     all_is_there(&World::user());
 }
 
+/// What is unmounted by others, or made anew, is no change of the overlay's; what was done in the part is.
+fn what_goes_from_below(world: &World) {
+    let below = Below::new(world);
+    let low = world.dir.join("low");
+    world.run(&["mount", "--id", "ov", "low"]).ok();
+    let dir = low.display();
+    let exchange = format!("cd {dir}; umount t b; mv b away; mkdir -m 705 b; chmod 705 t");
+    let back = format!("cd {dir}; rmdir b; mv away b; mount -t tmpfs tmpfs t; mount --bind ../other b");
+    sh(&exchange);
+    assert_eq!(world.run(&["diff", "ov"]).ok().out, "");
+    world.run(&["exec", "ov", "chmod", "711", "t"]).ok();
+    assert_eq!(world.run(&["diff", "ov"]).ok().out, "M /t\n");
+    world.run(&["umount", "ov"]).ok();
+    sh(&back);
+    drop(below);
+    world.is_clean();
+}
+
+#[test]
+fn what_goes_from_below_as_root() {
+    what_goes_from_below(&World::root());
+}
+
+#[test]
+fn what_goes_from_below_as_a_plain_user() {
+    what_goes_from_below(&World::user());
+}
+
 #[test]
 fn p19_they_can_be_left_out() {
     let world = World::root();
