@@ -22,6 +22,7 @@ mod show;
 mod tree;
 
 use std::ffi::OsStr;
+use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -189,10 +190,11 @@ pub fn changes_between(overlay: &Overlay, span: Span, depth: Depth) -> Result<Ve
     let [before, after] = sides;
     let (before, after) = (before?, after?);
     for (number, tree) in trees::of(overlay).into_iter().enumerate() {
-        if lies_elsewhere(&tree) {
+        let only_upper = span == Span::WHOLE && tree.frozen.is_empty();
+        if only_upper && lies_elsewhere(&tree) {
             continue;
         }
-        let found = if span == Span::WHOLE && tree.frozen.is_empty() {
+        let found = if only_upper {
             tree::changes(overlay, &tree, depth)
         } else {
             between::changes(Marks::of(overlay), &tree.lowers, &before[number], &after[number], depth)
@@ -246,14 +248,14 @@ fn change(prefix: &[u8], stack: &Stack, found: tree::Found) -> Change {
     }
 }
 
-/// Whether a part has no changes, only lies on another directory than it was made for: what was mounted there is unmounted, or
-/// others made the directory anew. Its root is as it was, and differs from what is there now all the same.
+/// Whether a part, of which no snapshot has anything, has no changes, only lies on another directory than it was made for: what was
+/// mounted there is unmounted, or others made the directory anew. Its root is as it was, and differs from what is there now.
 fn lies_elsewhere(tree: &Tree) -> bool {
     let (Some(made_for), Some(lower)) = (tree.root, tree.lowers.last()) else { return false };
-    let there = |path: &Path| std::fs::symlink_metadata(path).ok();
-    let is_as_made = there(&tree.upper).is_some_and(|upper| upper.mode() == made_for.mode);
-    let is_another = there(lower).is_some_and(|lower| (lower.ino(), lower.mode()) != (made_for.inode, made_for.mode));
-    is_as_made && is_another && tree.frozen.is_empty() && is_untouched(tree)
+    let is = |path: &Path, test: &dyn Fn(&Metadata) -> bool| std::fs::symlink_metadata(path).is_ok_and(|it| test(&it));
+    is(lower, &|lower| (lower.ino(), lower.mode()) != (made_for.inode, made_for.mode))
+        && is(&tree.upper, &|upper| upper.mode() == made_for.mode)
+        && is_untouched(tree)
 }
 
 fn is_untouched(tree: &Tree) -> bool {

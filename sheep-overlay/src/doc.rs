@@ -334,7 +334,7 @@ pub struct Mount {
     /// As `split` of the whole.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub split: bool,
-    /// The root of the topmost lower when the overlay was made; only of an overlay.
+    /// The root of the topmost lower when the overlay was made; only of an overlay, and not of what is split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<MountRoot>,
     /// Why it is not an overlay, in words.

@@ -269,6 +269,7 @@ impl Plan<'_> {
                         start_part_anew(self.wanted.dir, number)?;
                         continue;
                     }
+                    // What is shown entry by entry lies on its cover, which nobody exchanges.
                     root => mount.root = root?.filter(|_| !tree.split),
                 }
                 mounts.push(mount);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 
-use crate::harness::{World, eventually, pid_of};
+use crate::harness::{SETTLED, World, eventually, pid_of};
 
 /// Moments spread over the whole of a command that takes some tens of milliseconds, without a random source: a failure
 /// can be run again.
@@ -117,13 +117,12 @@ fn a_torn_layer_under_a_mounted_overlay_stays_until_that_is_gone() {
     let world = World::root();
     let tear = "for l in $(ls data/layers/sha256); do ln -sfn another-boot data/layers/sha256/.unsynced-$l; done";
     world.sh("mkdir tree && echo whole > tree/f && tar -C tree -cf tree.tar . && sheep-images import x tree.tar").ok();
-    let settled = "until ! ls data/layers/sha256/.unsynced-* 2>/dev/null; do sleep 0.05; done";
-    world.sh(&format!("{settled}; sheep-images unpack x | sheep-overlay mount - --id ov")).ok();
+    world.sh(&format!("{SETTLED}; sheep-images unpack x | sheep-overlay mount - --id ov")).ok();
     world.sh(&format!("{tear}; sheep-images ls && test $(cat data/overlay/ov/merged/f) = whole")).ok();
     world.sh("sheep-overlay umount ov && sheep-images ls && test -z \"$(ls -A data/layers/sha256)\"").ok();
     // What lies on a layer and was kept is taken up again when the layer was unpacked anew.
     world.sh("sheep-images unpack x | sheep-overlay mount - --id ov && echo mine > data/overlay/ov/merged/g").ok();
-    world.sh(&format!("sheep-overlay umount --keep ov; {settled}; {tear}")).ok();
+    world.sh(&format!("sheep-overlay umount --keep ov; {SETTLED}; {tear}")).ok();
     world.sh("sheep-overlay mount --id ov").fails(1, "it must be unpacked anew");
     world.sh("sheep-images unpack x && sheep-overlay mount --id ov && cat data/overlay/ov/merged/[fg] && sheep-overlay umount ov").ok();
 }

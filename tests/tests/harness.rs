@@ -17,6 +17,9 @@ const PROGRAMS: [&str; 4] = ["sheep-images", "sheep-overlay", "sheep-ns", "sheep
 /// No test command takes longer than this on a slow, shared machine; one that does has hung.
 const PATIENCE: Duration = Duration::from_secs(240);
 
+/// Shell: waits until all layers are on the disk, and the marks of those that were not are gone.
+pub const SETTLED: &str = "until ! ls data/layers/sha256/.unsynced-* >/dev/null 2>&1; do sleep 0.05; done";
+
 /// What a command printed and how it ended.
 #[derive(Debug)]
 pub struct Outcome {

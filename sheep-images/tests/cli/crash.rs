@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use crate::harness::World;
+use crate::harness::{SETTLED, World};
 
 /// Pseudo-random, so that a failure can be had again.
 fn moments(count: u64, most: u64) -> impl Iterator<Item = Duration> {
@@ -62,7 +62,7 @@ const CUT: &str = "rm -f data/layers/sha256/.unsynced-*; \
 
 fn prepare_torn(world: &World) {
     prepare(world);
-    world.sh("sheep-images import x t.tgz --print digest && until ! ls data/layers/sha256/.unsynced-* 2>/dev/null; do sleep 0.05; done").ok();
+    world.sh(&format!("sheep-images import x t.tgz --print digest && {SETTLED}")).ok();
     world.sh(&format!("{CUT}; : > data/layers/sha256/*/random && rm data/layers/sha256/*/apt/copyright; test -e want/apt/copyright")).ok();
 }
 

@@ -35,6 +35,9 @@ impl Outcome {
     }
 }
 
+/// Shell: waits until all layers are on the disk, and the marks of those that were not are gone.
+pub const SETTLED: &str = "until ! ls data/layers/sha256/.unsynced-* >/dev/null 2>&1; do sleep 0.05; done";
+
 /// A test's own world.
 pub struct World {
     pub dir: PathBuf,

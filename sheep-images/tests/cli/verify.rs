@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::care::import;
-use crate::harness::World;
+use crate::harness::{SETTLED, World};
 use crate::maker::{Block, tar};
 
 /// Images `a` (two layers) and `b` (the first of them, and one whose archive leaves a directory out), with all that an archive can hold.
@@ -29,8 +29,12 @@ fn with_images(world: &World) {
 }
 
 /// All that there is in the blobs and layers, but for the times of whiteouts, which nothing says.
-const LIST: &str = "find data/layers/sha256 data/images/blobs/sha256 -mindepth 1 ! -type c ! -name '.unsynced-*' -printf '%P %y %m %U:%G %s %T@ %n %l\\n' | sort; \
+#[track_caller]
+fn listed(world: &World) -> String {
+    let list = "find data/layers/sha256 data/images/blobs/sha256 -mindepth 1 ! -type c -printf '%P %y %m %U:%G %s %T@ %n %l\\n' | sort; \
     cd data/layers/sha256; find . -type c -exec stat -c '%n %a %u:%g %t:%T' {} + | sort; getfattr -hdRm - . 2>/dev/null | LC_ALL=C sort";
+    world.sh(&format!("{SETTLED}; {list}")).ok()
+}
 
 /// The directory of a layer.
 #[track_caller]
@@ -107,7 +111,7 @@ fn every_change_of_an_unpacked_layer_is_found_and_mended() {
     ];
     let dir = layer(&world, "a", 0);
     let diff_id = world.sh("sheep-images inspect a | jq -r '.image.layers[0].diffId'").ok();
-    let whole = world.sh(LIST).ok();
+    let whole = listed(&world);
     for (change, want) in changes {
         world.sh(&format!("cd {dir} && {change}")).ok();
         let found = world.sh("sheep-images verify");
@@ -124,7 +128,7 @@ fn every_change_of_an_unpacked_layer_is_found_and_mended() {
         let outcome = world.sh("sheep-images verify --repair");
         assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""), "{change}");
         assert!(outcome.stdout.lines().all(|line| line.ends_with("; unpacked anew")), "{}", outcome.stdout);
-        assert_eq!(world.sh(LIST).ok(), whole, "{change}");
+        assert_eq!(listed(&world), whole, "{change}");
     }
     // Marks of the layers above: a whiteout that has gone shows what was deleted.
     let top = layer(&world, "a", 1);
@@ -135,7 +139,7 @@ fn every_change_of_an_unpacked_layer_is_found_and_mended() {
         "[\"layer\",[\"a:latest\"],\"/etc/empty\",\"missing\",false]\n[\"layer\",[\"a:latest\"],\"/o\",\"xattr\",false]"
     );
     world.sh("sheep-images verify b && sheep-images verify --repair a").ok();
-    assert_eq!(world.sh(LIST).ok(), whole);
+    assert_eq!(listed(&world), whole);
     // One that was completed for the layers below it, which are damaged as well.
     let (low, sparing) = (layer(&world, "b", 0), layer(&world, "b", 1));
     world.sh(&format!("chmod 777 {low}/etc; chmod 711 {sparing}/etc")).ok();
@@ -314,7 +318,7 @@ fn repairs_and_collections_killed() {
     let world = World::root();
     with_images(&world);
     world.sh("sheep-images export a > a.tar && sheep-images export b > b.tar").ok();
-    let whole = world.sh(LIST).ok();
+    let whole = listed(&world);
     let dir = layer(&world, "a", 0);
     let mut state = 99u64;
     for n in 0..16 {
@@ -336,7 +340,7 @@ fn repairs_and_collections_killed() {
         // Either the damaged layer is there or the good one, and never a part of one: what is left to do is done by the next.
         world.sh("sheep-images unpack a && sheep-images unpack b").ok();
         world.sh("sheep-images verify --repair >/dev/null; sheep-images gc && sheep-images verify").ok();
-        assert_eq!(world.sh(LIST).ok(), whole, "{script} {n}");
+        assert_eq!(listed(&world), whole, "{script} {n}");
         assert_eq!(world.sh("find data -name '.tmp-*' -o -name '.index.json.*' -o -name '.damaged*'").ok(), "");
     }
 }

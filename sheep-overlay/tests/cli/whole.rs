@@ -84,6 +84,17 @@ fn what_goes_from_below(world: &World) {
     assert_eq!(world.run(&["diff", "ov"]).ok().out, "M /t\n");
     world.run(&["umount", "ov"]).ok();
     sh(&back);
+    // What a snapshot has of the part is told, also where the upper has nothing of it.
+    world.run(&["mount", "--id", "ov", "low"]).ok();
+    world.run(&["exec", "ov", "sh", "-c", "echo s > t/s"]).ok();
+    world.run(&["snapshot", "ov"]).ok();
+    world.run(&["umount", "--keep", "ov"]).ok();
+    world.run(&["reset", "ov@0"]).ok();
+    sh(&exchange);
+    let told = world.run(&["diff", "ov@0..1"]).ok().out;
+    assert!(told.contains("A /t/s\n"), "{told}");
+    world.run(&["umount", "ov"]).ok();
+    sh(&back);
     drop(below);
     world.is_clean();
 }
