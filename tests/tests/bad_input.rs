@@ -145,7 +145,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
             .ok(),
         ""
     );
-    world.sh("umount small").ok();
+    world.sh("timeout 20 sh -c 'until umount small; do sleep 0.1; done'").ok();
 }
 
 #[test]

@@ -20,13 +20,14 @@ truncate -s 320m shelf/base && mkfs.$KIND -q shelf/base && mount -o $OPTIONS she
 export SHEEP_DATA_DIR=$PWD/disk/data
 sheep-images ls
 if [ "$VERB" = unpack ]; then sheep-images import x t.tgz --print digest; rm -r disk/data/layers/sha256/*; fi
-sync -f disk && umount disk
+sync -f disk && umount_disk
 "#;
+
+/// A loop device, or who waits for a disk, may hold it for a moment.
+const UMOUNT: &str = "umount_disk() { for i in $(seq 100); do umount ${1-disk} 2>/dev/null && return; sleep 0.1; done; umount ${1-disk}; }";
 
 const CUT: &str = r#"
 set -e
-# A loop device, or who waits for a disk, may hold it for a moment.
-umount_disk() { for i in $(seq 100); do umount ${1-disk} 2>/dev/null && return; sleep 0.1; done; umount ${1-disk}; }
 export SHEEP_DATA_DIR=$PWD/disk/data
 echo 11111111-2222-3333-4444-555555555555 > boot
 most=100000
@@ -80,7 +81,7 @@ fn cuts(kind: &str, command: &str) {
     let verb = command.split(' ').next().unwrap_or_default();
     // All clones of an XFS have one id.
     let options = if kind == "xfs" { "loop,nouuid" } else { "loop" };
-    let before = format!("KIND={kind} OPTIONS={options} VERB={verb} COMMAND='{command}' CUTS={cuts}");
+    let before = format!("KIND={kind} OPTIONS={options} VERB={verb} COMMAND='{command}' CUTS={cuts}; {UMOUNT}");
     world.sh(&format!("{before}; {SETUP}")).ok();
     let out = world.sh(&format!("{before}; {CUT}"));
     eprint!("{}", out.stderr);

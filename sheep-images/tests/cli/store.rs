@@ -2,7 +2,7 @@
 
 use std::process::Child;
 
-use crate::harness::World;
+use crate::harness::{SETTLED, World};
 use crate::maker::tar;
 
 fn with_images(world: &World) {
@@ -165,9 +165,12 @@ fn a_full_disk_leaves_nothing() {
     world.sh("sheep-images --root small/data bootstrap").fails(1, "No space left");
     assert_eq!(world.sh(list).ok(), before);
     // The archive fits and what is unpacked does not: the image is there, its directory is not.
-    world.sh("umount small && mount -t tmpfs -o size=100m tmpfs small && sheep-images --root small/data import z bomb.tgz && rm -r small/data/layers/sha256/* && mount -o remount,size=10m small").ok();
+    world.sh(&format!("timeout 20 sh -c 'until umount small; do sleep 0.1; done' && mount -t tmpfs -o size=100m tmpfs small && sheep-images --root small/data import z bomb.tgz && {} && rm -r small/data/layers/sha256/* && mount -o remount,size=10m small", SETTLED.replace("data", "small/data"))).ok();
     world.sh("sheep-images --root small/data unpack z").fails(1, "No space left");
-    assert_eq!(world.sh("ls -A small/data/layers/sha256; umount small").ok(), "");
+    assert_eq!(
+        world.sh("ls -A small/data/layers/sha256; timeout 20 sh -c 'until umount small; do sleep 0.1; done'").ok(),
+        ""
+    );
 }
 
 #[test]

@@ -213,6 +213,6 @@ fn a_full_disk_leaves_nothing() {
     world.sh("rm small/fill").ok();
     let code = world.sh("sheep-run --root $PWD/small/data wait x").ok();
     assert_eq!(code, "7");
-    world.sh("sheep-run --root $PWD/small/data rm x && umount small").ok();
+    world.sh("sheep-run --root $PWD/small/data rm x && timeout 20 sh -c 'until umount small; do sleep 0.1; done'").ok();
     world.assert_nothing_left();
 }
