@@ -1,7 +1,8 @@
 //! `pull`: an image from a registry.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use sheep_overlay::exit;
@@ -10,11 +11,11 @@ use crate::cli::{Pull, RegistryArgs};
 use crate::import;
 use crate::incoming::{self, Begun, Plan, Planned, Source, Way};
 use crate::interrupt;
-use crate::oci::{self, Descriptor};
+use crate::oci::{self, Descriptor, Digest};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::reference::{Name, Remote};
-use crate::registry::blob::Download;
+use crate::registry::blob::{Asked, Download};
 use crate::registry::http::is_unreachable;
 use crate::registry::{self, Repository};
 use crate::store::beginning::Beginning;
@@ -48,6 +49,8 @@ fn pull(store: &Store, args: &Pull, what: &str) -> Result<LoadedImage> {
         }
         return Ok(image);
     }
+    let repository = Arc::new(repository);
+    let asked = Mutex::new(ask_ahead(store, &repository, &found.manifest.layers));
     let config = repository.config(&found.manifest.config)?;
     let diff_ids = incoming::diff_ids(&config, found.manifest.layers.len())?;
     let planned = |(descriptor, diff_id): (&Descriptor, _)| Planned {
@@ -61,10 +64,10 @@ fn pull(store: &Store, args: &Pull, what: &str) -> Result<LoadedImage> {
         config,
         config_descriptor: found.manifest.config,
     };
-    let repository = Arc::new(repository);
     let open = |layer: &Planned| {
         let descriptor = layer.descriptor.as_ref().context("a layer without a digest")?;
-        download(store, &repository, descriptor)
+        let asked = asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&descriptor.digest);
+        download(store, &repository, descriptor, asked)
     };
     let mut stage = Stage::new(store)?;
     stage.unproven = args.no_unpack;
@@ -134,8 +137,25 @@ fn there(store: &Store, manifest: &Descriptor, name: Option<&Name>) -> Result<Op
     Ok(Some(store.load(&found)?))
 }
 
+/// Asks for the first layers, while it is not known yet what is to be in them: they are on their way when the configuration is here.
+fn ask_ahead(store: &Store, repository: &Arc<Repository>, layers: &[Descriptor]) -> HashMap<Digest, Asked> {
+    let mut asked = HashMap::new();
+    for layer in layers {
+        let is_here = layer.size == 0 || store.has(layer) || Beginning::is_there(store, &layer.digest);
+        if asked.len() < AT_ONCE && !is_here && !asked.contains_key(&layer.digest) {
+            asked.insert(layer.digest.clone(), Asked::ahead(repository, layer));
+        }
+    }
+    asked
+}
+
 /// A layer on its way: what came of it before, and the rest.
-fn download(store: &Store, repository: &Arc<Repository>, descriptor: &Descriptor) -> Result<Source> {
+fn download(
+    store: &Store,
+    repository: &Arc<Repository>,
+    descriptor: &Descriptor,
+    asked: Option<Asked>,
+) -> Result<Source> {
     let gave_up = Arc::new(AtomicBool::new(false));
     let (digest, size) = (&descriptor.digest, descriptor.size);
     if size == 0 {
@@ -144,12 +164,12 @@ fn download(store: &Store, repository: &Arc<Repository>, descriptor: &Descriptor
     match Beginning::open(store, digest, size)? {
         Some(beginning) => {
             let file = beginning.file.try_clone()?;
-            let reader = Download::new(repository, descriptor, Some(file), beginning.begun, &gave_up);
+            let reader = Download::new(repository, descriptor, Some(file), beginning.begun, asked, &gave_up);
             Ok(Source { reader: Box::new(reader), size, begun: Some(Begun { beginning, gave_up }) })
         }
         // Another process is getting the same; whoever is first puts it in its place.
         None => {
-            let reader = Download::new(repository, descriptor, None, 0, &gave_up);
+            let reader = Download::new(repository, descriptor, None, 0, asked, &gave_up);
             Ok(Source { reader: Box::new(reader), size, begun: None })
         }
     }

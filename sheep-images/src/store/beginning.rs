@@ -31,10 +31,19 @@ pub struct Beginning {
 }
 
 impl Beginning {
+    fn place(store: &Store, digest: &Digest) -> PathBuf {
+        store.data().images().join(format!("{PREFIX}{}", digest.hex()))
+    }
+
+    /// Whether something of a blob is there.
+    pub fn is_there(store: &Store, digest: &Digest) -> bool {
+        fs::symlink_metadata(Self::place(store, digest)).is_ok_and(|found| found.len() > 0)
+    }
+
     /// Opens what there is of a blob of `size` bytes, made empty where there is nothing; `None` where another process is
     /// getting it.
     pub fn open(store: &Store, digest: &Digest, size: u64) -> Result<Option<Self>> {
-        let path = store.data().images().join(format!("{PREFIX}{}", digest.hex()));
+        let path = Self::place(store, digest);
         let context = || path.display().to_string();
         loop {
             let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();

@@ -12,6 +12,7 @@ LOCK = threading.Lock()
 COUNTS = {}
 TOKENS = {}
 UPLOADS = {}
+ASKED = []
 
 
 def mode():
@@ -89,6 +90,7 @@ class Handler(BaseHTTPRequestHandler):
     def do(self):
         m, begun = mode(), since()
         is_blob = "/blobs/sha256:" in self.path
+        ASKED.append((begun, self.path))
         entry = {"method": self.command, "path": self.path, "range": self.headers.get("Range"), "sent": 0, "elsewhere": self.elsewhere,
                  "authorization": self.headers.get("Authorization")}
         try:
@@ -102,6 +104,14 @@ class Handler(BaseHTTPRequestHandler):
                 if self.headers.get("Authorization") != "Basic " + base64.b64encode(m["basic"].encode()).decode():
                     entry["refused"] = True
                     return self.plain(401, [("WWW-Authenticate", 'Basic realm="here"')])
+            if "hold" in m and m["hold"]["path"] in self.path:
+                # Not answered before the other is asked for.
+                for _ in range(400):
+                    if any(when == begun and m["hold"]["until"] in path for when, path in list(ASKED)):
+                        break
+                    time.sleep(0.05)
+                else:
+                    return self.plain(404)
             if count("request") <= m.get("fail", 0):
                 return self.plain(m.get("status", 503), [("Retry-After", str(m["after"]))] if "after" in m else [])
             if "say" in m and m["say"]["path"] in self.path and m["say"].get("unless", "\n") not in self.path:

@@ -48,6 +48,37 @@ fn pulls_what_skopeo_pushed() {
     }
 }
 
+#[test]
+fn layers_are_asked_for_while_the_configuration_comes() {
+    let world = World::root();
+    let real = registry(&world, "");
+    fill(&world, real.port);
+    let between = Between::start(&world, real.port);
+    let of = |what: &str| {
+        world
+            .sh(&format!(
+                "jq -r '{what}' layout/blobs/sha256/$(jq -r '.manifests[0].digest' layout/index.json | cut -d: -f2)"
+            ))
+            .ok()
+    };
+    let (config, layers) = (of(".config.digest"), of(".layers[].digest"));
+    let pull = format!("sheep-images pull 127.0.0.1:{}/dir/app:v1", between.server.port);
+    for (layer, more) in layers.lines().zip(["--no-unpack", ""]) {
+        between.mode(json!({"hold": {"path": config, "until": layer}}));
+        world.sh(&format!("{pull} --name of{} {more}", more.len())).ok();
+        assert_eq!(between.asked("GET", "/blobs/").len(), 3, "each once");
+        world.sh("sheep-images verify && rm -r data").ok();
+    }
+    // One that is damaged on the way is told of as ever, and nothing is left.
+    between
+        .mode(json!({"hold": {"path": config, "until": layers.lines().next()}, "say": {"path": config, "body": "{}"}}));
+    world.sh(&pull).fails(1, "configuration");
+    assert_eq!(
+        world.sh("find data/images data/layers -type f ! -name .lock ! -name index.json ! -name oci-layout").ok(),
+        ""
+    );
+}
+
 /// Another image in `layout`: `liar`, which calls the first layer of `app` by the digest of what is in the second.
 const LIAR: &str = r#"
     put() { set -- "$(sha256sum < $1 | cut -c-64)" "$1" && cp $2 layout/blobs/sha256/$1 && echo "{\"digest\":\"sha256:$1\",\"size\":$(stat -c %s $2)}"; }
