@@ -37,10 +37,10 @@ pub struct Global {
     /// Also log what is done to --log
     #[arg(long, global = true)]
     pub debug: bool,
-    /// Who makes the control group: cgroupfs (this program), or disabled (nobody)
+    /// Who makes the control group: cgroupfs (this program), systemd, or disabled (nobody)
     #[arg(long, value_name = "MANAGER", default_value = "cgroupfs", global = true)]
     pub cgroup_manager: CgroupManager,
-    /// Not supported: systemd is never asked for a control group
+    /// The same as --cgroup-manager=systemd
     #[arg(long, global = true)]
     pub systemd_cgroup: bool,
 }
@@ -59,6 +59,8 @@ pub enum LogFormat {
 pub enum CgroupManager {
     /// This program, in the cgroup2 file system.
     Cgroupfs,
+    /// systemd gives a scope, and this program makes the group in it.
+    Systemd,
     /// Nobody: the container stays in the caller's group; a limit is then an error.
     Disabled,
 }

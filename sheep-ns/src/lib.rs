@@ -32,9 +32,6 @@ use cli::Verb;
 /// Runs one command line; gives the exit code.
 pub fn run(cli: cli::Cli) -> anyhow::Result<u8> {
     let global = &cli.global;
-    if global.systemd_cgroup {
-        return Err(exit::usage("--systemd-cgroup: not supported; control groups are made in the file system"));
-    }
     match cli.verb {
         Verb::Exec(args) => cmd::exec::run(global, *args),
         Verb::Spec(args) => cmd::spec::run(*args),

@@ -53,6 +53,9 @@ pub struct Record {
     /// Its control group, where it has one of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
+    /// systemd's scope in which that is, where it is in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
     /// Whether it has a pid namespace of its own: then nothing of it outlives its first process.
     #[serde(default)]
     pub own_pid_namespace: bool,
@@ -303,9 +306,12 @@ fn destroy(record: &Record) -> Result<()> {
     if let Some(process) = &record.process {
         process.kill()?;
     }
-    match group {
-        Some(group) => group.remove(),
-        None => Ok(()),
+    if let Some(group) = group {
+        group.remove()?;
+    }
+    match (&record.scope, &record.cgroup) {
+        (Some(scope), Some(path)) => cgroup::end_scope(scope, path),
+        _ => Ok(()),
     }
 }
 

@@ -11,9 +11,7 @@ use super::tree::{self, Tree};
 /// The highest group above this process, or its own, that this user may make groups in. A process is moved only within it, for
 /// both ends of a move have to be below a `cgroup.procs` that may be written. `None`: nothing was delegated. `""` is the tree's root.
 pub fn to_us(tree: &Tree) -> Result<Option<String>> {
-    let file = "/proc/self/cgroup";
-    let text = fs::read_to_string(file).context(file)?;
-    let Some(own) = own_path(&text) else { return Ok(None) };
+    let Some(own) = own_group()? else { return Ok(None) };
     let mut dir = tree.root.try_clone().context("cgroup2")?;
     let mut path = String::new();
     if is_ours(dir.as_fd()) {
@@ -29,6 +27,13 @@ pub fn to_us(tree: &Tree) -> Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// The group of this process, from the tree's root. `None` where it is out of sight.
+pub fn own_group() -> Result<Option<String>> {
+    let file = "/proc/self/cgroup";
+    let text = fs::read_to_string(file).context(file)?;
+    Ok(own_path(&text).map(str::to_owned))
 }
 
 /// Whether a group was delegated to this user: the directory and the file that moves processes are writable.

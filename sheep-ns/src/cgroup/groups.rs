@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::files::Setting;
 use super::tree::{self, Tree};
-use super::{delegated, errno_of, is_host_root};
+use super::{delegated, errno_of, is_host_root, systemd};
 use crate::exit;
 use crate::oci;
 
@@ -22,9 +22,9 @@ pub(super) fn group_path(tree: &Tree, asked: Option<&str>, id: &str) -> Result<S
         None if is_host_root() => format!("/{PARENT}/{id}"),
         // Without one, the attempt at the root's is what says why not.
         None => format!("{}/{PARENT}/{id}", delegated::to_us(tree)?.unwrap_or_default()),
-        Some(path) if !path.starts_with('/') && path.split(':').count() == 3 => {
+        Some(path) if is_of_systemd(path) => {
             return Err(exit::usage(format!(
-                "linux.cgroupsPath {path:?} has systemd's form; this program makes control groups itself (give a path)"
+                "linux.cgroupsPath {path:?} has systemd's form: give --systemd-cgroup, or a path"
             )));
         }
         Some(path) => format!("/{}", path.trim_matches('/')),
@@ -33,6 +33,11 @@ pub(super) fn group_path(tree: &Tree, asked: Option<&str>, id: &str) -> Result<S
         return Err(exit::usage("linux.cgroupsPath: the root of the tree cannot be a container's group"));
     }
     Ok(path)
+}
+
+/// Whether a `linux.cgroupsPath` is `SLICE:PREFIX:NAME`.
+fn is_of_systemd(path: &str) -> bool {
+    !path.starts_with('/') && path.split(':').count() == 3
 }
 
 /// The names in a group's path. Errors with usage for one that leads elsewhere.
@@ -195,6 +200,10 @@ pub(super) fn parent_of<'a>(tree: &Tree, names: &[&'a str]) -> Result<Option<(Ow
 /// before it was on record. A group with processes or groups in it is somebody's, and stays.
 pub fn remove_unused(linux: &oci::Linux, id: &str) -> Result<()> {
     let Some(tree) = Tree::find()? else { return Ok(()) };
+    if linux.cgroups_path.as_deref().is_some_and(is_of_systemd) {
+        let scope = systemd::Scope::of(linux.cgroups_path.as_deref(), id);
+        return scope.map_or(Ok(()), |scope| systemd::end_unused(&scope));
+    }
     let path = group_path(&tree, linux.cgroups_path.as_deref(), id)?;
     let names = components(&path)?;
     let Some((parent, leaf)) = parent_of(&tree, &names)? else { return Ok(()) };

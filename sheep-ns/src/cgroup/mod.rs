@@ -1,4 +1,4 @@
-//! The container's control group: cgroup v2, by its file system.
+//! The container's control group: cgroup v2, by its file system, below what systemd gives where it is asked.
 //!
 //! A group is made before the clone, with its limits in force, and the first process is born in it
 //! (`CLONE_INTO_CGROUP`). A limit that was asked for is in force or is an error; it is never left out in silence.
@@ -9,9 +9,12 @@ pub mod files;
 mod groups;
 mod processes;
 mod stats;
+mod systemd;
 mod tree;
 mod update;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::sleep;
@@ -29,6 +32,7 @@ use crate::oci;
 use crate::sys;
 
 pub use self::groups::remove_unused;
+pub use self::systemd::end as end_scope;
 
 /// How long a group may take to become empty, frozen or thawed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,6 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Manager {
     /// This program, in the cgroup2 file system.
     Cgroupfs,
+    /// systemd, which is asked for a scope; this program in it.
+    Systemd,
     /// Nobody: the container stays in the caller's group.
     Disabled,
 }
@@ -47,13 +53,25 @@ pub enum Manager {
 pub struct Cgroup {
     path: String,
     dir: OwnedFd,
+    /// The scope it was made in, and this program's time in that.
+    scope: Option<String>,
+    visit: RefCell<Option<systemd::Visit>>,
 }
 
 impl Cgroup {
-    /// Makes the group for a container and writes its limits. `None` where no group can be had and no limit was asked
+    fn new(path: String, dir: OwnedFd) -> Cgroup {
+        Cgroup { path, dir, scope: None, visit: RefCell::new(None) }
+    }
+
+    /// Makes the group for a container and writes its limits. `annotations` may ask for properties of a scope. `None` where no group can be had and no limit was asked
     /// for: the manager is `Disabled`, the host has no cgroup2, or an unprivileged user cannot make groups there. Rules
     /// for devices alone do not ask for a group: every engine writes them. On an error nothing is left.
-    pub fn create(linux: &oci::Linux, id: &str, manager: Manager) -> Result<Option<Cgroup>> {
+    pub fn create(
+        linux: &oci::Linux,
+        id: &str,
+        manager: Manager,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<Option<Cgroup>> {
         let mut settings = match &linux.resources {
             Some(resources) => files::files(resources)?,
             None => Vec::new(),
@@ -78,37 +96,61 @@ impl Cgroup {
         let Some(tree) = tree else {
             return without("this host has no cgroup v2 file system mounted".to_owned());
         };
-        let path = group_path(&tree, linux.cgroups_path.as_deref(), id)?;
+        let asked = linux.cgroups_path.as_deref();
+        if manager == Manager::Systemd {
+            let (scope, mut properties) = (systemd::Scope::of(asked, id)?, systemd::asked(annotations)?);
+            check_controllers(&tree, &settings)?;
+            properties.extend(systemd::of_settings(&settings));
+            let visit = systemd::enter(&scope, id, &tree, properties)?;
+            let path = format!("{}/{}", visit.scope(), systemd::CONTAINER);
+            let dir = make(&tree, &path, &settings)?;
+            let scope = Some(scope.name().to_owned());
+            let group = Cgroup { scope, visit: RefCell::new(Some(visit)), ..Cgroup::new(path, dir) };
+            return group.limited(filter.as_deref(), &settings).map(Some);
+        }
+        let path = group_path(&tree, asked, id)?;
         check_controllers(&tree, &settings)?;
         let group = match make(&tree, &path, &settings) {
-            Ok(dir) => Cgroup { path, dir },
+            Ok(dir) => Cgroup::new(path, dir),
             Err(error) if !is_host_root() && is_denied(&error) => {
                 let user = geteuid().as_raw();
                 return without(format!("user {user} cannot make the control group {}{path}: {error:#}", tree.mounted));
             }
             Err(error) => return Err(error),
         };
-        let filtered = filter.map_or(Ok(()), |filter| group.filter_devices(&filter));
-        if let Err(error) = filtered.and_then(|()| group.write(&settings)) {
+        group.limited(filter.as_deref(), &settings).map(Some)
+    }
+
+    /// The group with its limits in force; removed where they cannot be.
+    fn limited(self, filter: Option<&[devices::Instruction]>, settings: &[Setting]) -> Result<Cgroup> {
+        let filtered = filter.map_or(Ok(()), |filter| self.filter_devices(filter));
+        if let Err(error) = filtered.and_then(|()| self.write(settings)) {
             // The error that matters is the one already held.
-            let _ = group.remove();
+            let _ = self.remove();
             return Err(error);
         }
-        Ok(Some(group))
+        Ok(self)
     }
 
     /// Opens the group at `path`, as [`Cgroup::path`] gave it. `None` where it is gone.
     pub fn open(path: &str) -> Result<Option<Cgroup>> {
         let Some(tree) = Tree::find()? else { return Ok(None) };
-        let mut dir = tree.root;
-        for name in components(path)? {
-            dir = match tree::open_dir(dir.as_fd(), name) {
-                Ok(dir) => dir,
-                Err(Errno::NOENT) => return Ok(None),
-                Err(errno) => return Err(errno).with_context(|| format!("control group {path}")),
-            };
+        components(path)?;
+        match tree::open_path(&tree, path) {
+            Ok(dir) => Ok(Some(Cgroup::new(path.to_owned(), dir))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno).with_context(|| format!("control group {path}")),
         }
-        Ok(Some(Cgroup { path: path.to_owned(), dir }))
+    }
+
+    /// The name of the scope that it was made in.
+    pub fn scope(&self) -> Option<&str> {
+        self.scope.as_deref()
+    }
+
+    /// The container is born: where this program had to go into its scope for that, it goes out again.
+    pub fn leave(&self) {
+        drop(self.visit.take());
     }
 
     /// The group's directory, for `CLONE_INTO_CGROUP`.

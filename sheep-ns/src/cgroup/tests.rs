@@ -17,7 +17,7 @@ fn linux(json: &str) -> oci::Linux {
 fn group(name: &str) -> Cgroup {
     assert!(geteuid().is_root(), "needs root: run scripts/test as root");
     let id = format!("test-{}-{name}", std::process::id());
-    Cgroup::create(&linux("{}"), &id, Manager::Cgroupfs).unwrap().expect("a cgroup2 tree")
+    Cgroup::create(&linux("{}"), &id, Manager::Cgroupfs, &BTreeMap::new()).unwrap().expect("a cgroup2 tree")
 }
 
 fn sleeper(group: &Cgroup) -> Child {
@@ -67,9 +67,9 @@ fn what_is_left_by_a_crash_is_taken_over_and_what_is_in_use_is_not() {
     let group = group("left");
     let id = group.path().rsplit_once('/').unwrap().1.to_owned();
     mkdirat(group.dir(), "inner", Mode::from_raw_mode(0o755)).unwrap();
-    let second = Cgroup::create(&linux("{}"), &id, Manager::Cgroupfs).unwrap().unwrap();
+    let second = Cgroup::create(&linux("{}"), &id, Manager::Cgroupfs, &BTreeMap::new()).unwrap().unwrap();
     let mut child = sleeper(&second);
-    let error = Cgroup::create(&linux("{}"), &id, Manager::Cgroupfs).unwrap_err();
+    let error = Cgroup::create(&linux("{}"), &id, Manager::Cgroupfs, &BTreeMap::new()).unwrap_err();
     assert_eq!(exit::kind(&error), Some(exit::Kind::Busy), "{error:#}");
     second.kill().unwrap();
     child.wait().unwrap();
@@ -87,7 +87,7 @@ fn a_limit_without_its_controller_is_an_error_and_leaves_nothing() {
         ("cpu", "cpu limit", r#"{"resources":{"cpu":{"quota":50000}}}"#),
         ("nosuch", "unified", r#"{"resources":{"unified":{"nosuch.max":"1"}}}"#),
     ] {
-        let result = Cgroup::create(&linux(json), &id, Manager::Cgroupfs);
+        let result = Cgroup::create(&linux(json), &id, Manager::Cgroupfs, &BTreeMap::new());
         if tree.has(controller).unwrap() {
             result.unwrap().expect("a group").remove().unwrap();
             continue;
@@ -99,14 +99,14 @@ fn a_limit_without_its_controller_is_an_error_and_leaves_nothing() {
     }
     // What a new group has anyway needs no controller.
     let unlimited = linux(r#"{"resources":{"memory":{"limit":-1},"pids":{"limit":0},"cpu":{"quota":-1}}}"#);
-    Cgroup::create(&unlimited, &id, Manager::Cgroupfs).unwrap().expect("a group").remove().unwrap();
+    Cgroup::create(&unlimited, &id, Manager::Cgroupfs, &BTreeMap::new()).unwrap().expect("a group").remove().unwrap();
 }
 
 #[test]
 fn without_a_group_a_limit_is_an_error() {
-    assert!(Cgroup::create(&linux("{}"), "a", Manager::Disabled).unwrap().is_none());
+    assert!(Cgroup::create(&linux("{}"), "a", Manager::Disabled, &BTreeMap::new()).unwrap().is_none());
     let limited = linux(r#"{"resources":{"pids":{"limit":10}}}"#);
-    let error = format!("{:#}", Cgroup::create(&limited, "a", Manager::Disabled).unwrap_err());
+    let error = format!("{:#}", Cgroup::create(&limited, "a", Manager::Disabled, &BTreeMap::new()).unwrap_err());
     assert_eq!(error, "pids limit: there is no control group with --cgroup-manager=disabled");
 }
 
@@ -137,7 +137,8 @@ fn many_at_once_share_the_parent() {
             std::thread::spawn(move || {
                 for round in 0..50 {
                     let id = format!("test-{}-many-{worker}-{round}", std::process::id());
-                    let group = Cgroup::create(&linux("{}"), &id, Manager::Cgroupfs).unwrap().unwrap();
+                    let group =
+                        Cgroup::create(&linux("{}"), &id, Manager::Cgroupfs, &BTreeMap::new()).unwrap().unwrap();
                     group.remove().unwrap();
                 }
             })
@@ -154,7 +155,8 @@ fn device_rules_are_in_force() {
         r#"{"resources":{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":11}]}}"#;
     assert!(geteuid().is_root(), "needs root: run scripts/test as root");
     let id = format!("test-{}-devices", std::process::id());
-    let group = Cgroup::create(&linux(json), &id, Manager::Cgroupfs).unwrap().expect("a cgroup2 tree");
+    let group =
+        Cgroup::create(&linux(json), &id, Manager::Cgroupfs, &BTreeMap::new()).unwrap().expect("a cgroup2 tree");
     let dir = std::env::temp_dir().join(&id);
     std::fs::create_dir(&dir).unwrap();
     // full, which is a default device; and a number no driver has: ENXIO when it may be opened, EPERM when not.

@@ -67,6 +67,15 @@ pub fn open_dir(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
     openat(dir, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// Opens the directory of the group at a path from the tree's root. The path leads nowhere else.
+pub fn open_path(tree: &Tree, path: &str) -> Result<OwnedFd, Errno> {
+    let mut dir = openat(&tree.root, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        dir = open_dir(dir.as_fd(), name)?;
+    }
+    Ok(dir)
+}
+
 /// Reads a file of a group.
 pub fn read(dir: BorrowedFd<'_>, file: &str) -> io::Result<String> {
     let fd = openat(dir, file, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::files::{self, Setting};
 use super::groups::{components, enable};
+use super::systemd;
 use super::tree::{self, Tree};
 use super::{Cgroup, check_controllers, limits_nothing};
 use crate::exit;
@@ -20,8 +21,9 @@ struct Change {
 impl Cgroup {
     /// Puts other limits in force. What `resources` leaves out, or sets to zero, stays as it is; -1 is no limit. All is
     /// looked at before anything is written; where the kernel then refuses a value, the earlier ones are put back.
-    /// Usage (2) where a value makes no sense, also together with what is in force.
-    pub fn update(&self, resources: &Resources) -> Result<()> {
+    /// Usage (2) where a value makes no sense, also together with what is in force. What is the scope's is told to systemd, where the
+    /// group is in one.
+    pub fn update(&self, resources: &Resources, scope: Option<&str>) -> Result<()> {
         let tree = Tree::find()?.ok_or_else(|| anyhow!("control group {}: no cgroup v2 file system", self.path))?;
         let resources = self.completed(resources)?;
         let mut settings = files::files(&resources)?;
@@ -38,11 +40,18 @@ impl Cgroup {
                 .with_context(|| format!("parent of control group /{}", names[..=depth].join("/")))?;
             parent = tree::open_dir(parent.as_fd(), name).with_context(|| format!("control group {}", self.path))?;
         }
+        let properties = systemd::of_settings(&settings);
         let mut changes = Vec::new();
         for setting in settings {
             changes.extend(self.change(setting)?);
         }
-        self.make(&changes)
+        self.make(&changes)?;
+        match scope.filter(|_| !properties.is_empty()) {
+            None => Ok(()),
+            Some(scope) => {
+                systemd::set(scope, &properties).map_err(|error| self.put_back(changes.iter().collect(), error))
+            }
+        }
     }
 
     /// The resources with zeros left out, and with the other half of what has to be written together: of cpu.max, quota and period;
@@ -103,7 +112,7 @@ impl Cgroup {
         let mut left: Vec<&Change> = changes.iter().collect();
         // Some values are refused while another is in force (a burst above the quota, a weight while idle), so what is refused is
         // tried again after the rest. Of one file the order stays.
-        let mut refused = loop {
+        let refused = loop {
             let mut refused = None;
             let mut next: Vec<&Change> = Vec::new();
             let before = done.len();
@@ -126,12 +135,17 @@ impl Cgroup {
                 Some(_) => left = next,
             }
         };
+        Err(self.put_back(done, refused))
+    }
+
+    /// Undoes changes because of an error, which is given back.
+    fn put_back(&self, done: Vec<&Change>, mut because: anyhow::Error) -> anyhow::Error {
         for Change { setting, before } in done.into_iter().rev() {
             if let Err(error) = tree::write(self.dir(), &setting.file, before) {
-                refused = refused.context(format!("{}/{} is changed all the same: {error}", self.path, setting.file));
+                because = because.context(format!("{}/{} is changed all the same: {error}", self.path, setting.file));
             }
         }
-        Err(refused)
+        because
     }
 
     fn has(&self, file: &str) -> bool {

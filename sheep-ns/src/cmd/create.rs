@@ -79,13 +79,14 @@ pub fn make(global: &Global, args: &Bundle, life: Life) -> Result<Made> {
     let made = dir.write_config(&bytes).and_then(|()| {
         let nothing = oci::Linux::default();
         let linux = config.linux.as_ref().unwrap_or(&nothing);
-        let group = Cgroup::create(linux, &args.id, manager(global))?;
+        let group = Cgroup::create(linux, &args.id, manager(global), &config.annotations)?;
         let record = Record {
             id: args.id.clone(),
             bundle: bundle.clone().into(),
             annotations: config.annotations.clone(),
             process: None,
             cgroup: group.as_ref().map(|group| group.path().to_owned()),
+            scope: group.as_ref().and_then(|group| group.scope().map(str::to_owned)),
             own_pid_namespace: linux.namespace(NamespaceKind::Pid).is_some_and(|ns| ns.path.is_none()),
             created: log::now(),
             owner: geteuid().as_raw(),
@@ -136,6 +137,7 @@ fn bring_up(
         Life::Attached => Begin::OnRecordTied,
     };
     let child = init::spawn(plan, group.map(Cgroup::dir), begin)?;
+    group.iter().for_each(|group| group.leave());
     let mut master = None;
     let on_terminal = |end: OwnedFd| match &sockets.console {
         Some(console) => send_fd(console.as_fd(), b"/dev/ptmx", end.as_fd()).context("--console-socket"),

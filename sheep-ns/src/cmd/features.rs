@@ -36,7 +36,7 @@ pub fn features() -> Features {
         linux: LinuxFeatures {
             namespaces: NamespaceKind::ALL.iter().map(|kind| kind.name().to_owned()).collect(),
             capabilities: caps::NAMES.map(str::to_owned).to_vec(),
-            cgroup: CgroupFeatures { v1: false, v2: true, systemd: false, systemd_user: false, rdma: true },
+            cgroup: CgroupFeatures { v1: false, v2: true, systemd: true, systemd_user: true, rdma: true },
             seccomp: SeccompFeatures {
                 enabled: true,
                 actions: words::ACTIONS.map(|(name, ..)| name.to_owned()).to_vec(),

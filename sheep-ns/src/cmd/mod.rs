@@ -40,6 +40,9 @@ fn state_root(global: &Global) -> Result<StateRoot> {
 
 fn manager(global: &Global) -> Manager {
     match global.cgroup_manager {
+        CgroupManager::Disabled if global.systemd_cgroup => Manager::Disabled,
+        _ if global.systemd_cgroup => Manager::Systemd,
+        CgroupManager::Systemd => Manager::Systemd,
         CgroupManager::Cgroupfs => Manager::Cgroupfs,
         CgroupManager::Disabled => Manager::Disabled,
     }

@@ -31,7 +31,9 @@ pub fn run(global: &Global, args: &Update) -> Result<u8> {
     if !resources.devices.is_empty() && resources.devices != made.devices {
         return Err(exit::usage("devices: the rules are those of the container's making; make a new one for others"));
     }
-    group_of(&record, "update")?.update(&resources).with_context(|| format!("container {}", args.id))?;
+    group_of(&record, "update")?
+        .update(&resources, record.scope.as_deref())
+        .with_context(|| format!("container {}", args.id))?;
     Ok(0)
 }
 

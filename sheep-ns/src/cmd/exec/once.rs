@@ -49,7 +49,7 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     }
     let limits = config.linux.as_ref().filter(|linux| linux.resources.is_some() || linux.cgroups_path.is_some());
     let group = match limits {
-        Some(linux) => Cgroup::create(linux, &id, manager(global))?,
+        Some(linux) => Cgroup::create(linux, &id, manager(global), &config.annotations)?,
         None => None,
     };
     let code = start_and_wait(&plan, group.as_ref(), console, args, status.as_ref());
@@ -86,6 +86,7 @@ fn start_and_wait(
     // Before the clone, so that no signal falls between.
     let signals = Signals::block()?;
     let child = init::spawn(plan, group.map(Cgroup::dir), Begin::Now)?;
+    group.iter().for_each(|group| group.leave());
     tell(status, "child-pid", child.pid.as_raw_nonzero().get());
     let code = serve(&child, plan, console, args, &signals);
     if let Ok(code) = &code {

@@ -1,0 +1,175 @@
+//! Control groups by systemd: a real one, which is process 1 of namespaces of its own. What needs controllers is in the machine of
+//! `scripts/vm test`.
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+#[path = "../cli/harness.rs"]
+#[allow(dead_code, reason = "shared with the tests that need no systemd")]
+mod harness;
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use harness::{NS, World};
+use serde_json::{Value, json};
+
+/// Where the tests' scripts find it all, and how they look.
+const STEPS: &str = r#"
+cd "$DIR"
+die() { echo "$*" >&2; exit 1; }
+show() { systemctl ${USER_MANAGER-} show -P "$2" "$1"; }
+groups() { find /sys/fs/cgroup -name '*.scope' -not -name init.scope; }
+gone() { for i in $(seq 200); do [ "$(groups)" ] || return 0; sleep 0.05; done; for g in $(groups); do systemctl status --no-pager "${g##*/}"; find $g -name cgroup.procs -exec grep -H . {} +; done >&2; die "left: $(groups)"; }
+fails() { code=$1 words=$2; shift 2; got=0; said=$("$@" 2>&1 >/dev/null) || got=$?; [ $got = $code ] && [[ $said = *"$words"* ]] || die "$*: $got: $said"; }
+"#;
+
+/// Runs a script in a machine with systemd; gives its output.
+fn machine(world: &World, script: &str) -> String {
+    let place = world.path("script");
+    fs::write(&place, format!("NS='{NS} --root {0}/state'\n{STEPS}\n{script}", world.dir.display())).unwrap();
+    fs::write(world.dir.join("machine.sh"), include_str!("machine.sh")).unwrap();
+    let mut command = Command::new("bash");
+    command.arg(world.path("machine.sh")).arg(&world.dir).arg(&place).stdin(Stdio::null());
+    let status = command.status().unwrap();
+    let text = |name: &str| fs::read_to_string(world.dir.join(name)).unwrap_or_default();
+    assert!(
+        status.success(),
+        "{status}\n{}\n{}\n{}\n{}",
+        text("out"),
+        text("err"),
+        text("log"),
+        text("user") + &text("killed")
+    );
+    assert_eq!(text("err"), "");
+    text("out")
+}
+
+/// A bundle whose group is in `machine.slice`, changed by `change`.
+fn bundle(world: &World, script: &str, change: impl FnOnce(&mut Value)) {
+    world.bundle(script, |config| {
+        config["linux"]["cgroupsPath"] = json!("machine-a.slice:pre:fix");
+        // Where there is no controller for them, limits are refused.
+        if let Some(resources) = config["linux"]["resources"].as_object_mut() {
+            resources.retain(|name, _| name == "devices");
+        }
+        change(config);
+    });
+}
+
+#[test]
+fn a_containers_life() {
+    let world = World::new();
+    bundle(&world, "cat /proc/self/cgroup | sed -n 's/^0:://p'; exec sleep 1000", |config| {
+        config["annotations"] =
+            json!({"org.systemd.property.TimeoutStopSec": "1", "org.systemd.property.CollectMode": "'inactive'"});
+    });
+    let seen = machine(
+        &world,
+        r#"
+        before=$(cat /proc/self/cgroup)
+        $NS --systemd-cgroup create -b bundle c >out.c
+        [ "$before" = "$(cat /proc/self/cgroup)" ]
+        for p in ControlGroup Slice Delegate TimeoutStopUSec CollectMode Description ActiveState; do echo "$p: $(show pre-fix.scope $p)"; done
+        scope=/sys/fs/cgroup$(show pre-fix.scope ControlGroup)
+        find $scope -mindepth 1 -type d
+        cat $scope/cgroup.procs
+        [ "$(cat $scope/container/cgroup.procs)" = "$(jq .process.pid state/c/state.json)" ]
+        $NS --systemd-cgroup start c
+        until [ -s out.c ]; do sleep 0.02; done; cat out.c
+        $NS pause c; $NS state c | jq -r .status; grep frozen $scope/container/cgroup.events; $NS resume c
+        $NS --systemd-cgroup exec c sh -c "sed -n 's/^0:://p' /proc/self/cgroup"
+        fails 4 'exists already' $NS --systemd-cgroup create -b bundle c
+        fails 4 'in use by another container' $NS --systemd-cgroup create -b bundle other
+        $NS list -q
+        # A reload of systemd takes nothing away.
+        systemctl daemon-reload; $NS ps c >/dev/null
+        $NS delete --force c
+        groups
+        # At once again, under the same name.
+        for i in 1 2 3; do $NS --cgroup-manager=systemd create -b bundle c; $NS delete -f c; done
+        # systemd itself ends it.
+        $NS --systemd-cgroup run -d -b bundle c >/dev/null; systemctl stop pre-fix.scope; $NS state c | jq -r .status; $NS delete c
+        gone; ls state
+        "#,
+    );
+    let at = "/machine.slice/machine-a.slice/pre-fix.scope";
+    let want = format!(
+        "ControlGroup: {at}\nSlice: machine-a.slice\nDelegate: yes\nTimeoutStopUSec: 1s\nCollectMode: inactive\n\
+         Description: container c\nActiveState: active\n/sys/fs/cgroup{at}/container\n/\npaused\nfrozen 1\n/\nc\nstopped\n"
+    );
+    assert_eq!(seen, want);
+}
+
+#[test]
+fn in_the_foreground_and_what_fails() {
+    let world = World::new();
+    bundle(&world, "exit 7", |_| {});
+    let seen = machine(
+        &world,
+        r#"
+        before=$(cat /proc/self/cgroup)
+        code=0; $NS --systemd-cgroup run -b bundle c || code=$?; echo $code
+        gone
+        # What fails leaves no scope, and systemd none that failed.
+        jq '.process.args = ["nosuch"]' bundle/config.json >c && mv c bundle/config.json
+        fails 127 nosuch $NS --systemd-cgroup run -b bundle c
+        gone
+        jq '.linux.cgroupsPath = "/a/b"' bundle/config.json >c && mv c bundle/config.json
+        fails 2 SLICE:PREFIX:NAME $NS --systemd-cgroup create -b bundle c
+        jq '.linux.cgroupsPath = "a.slice:b:c" | .annotations = {"org.systemd.property.NoSuch": "true"}' bundle/config.json >c && mv c bundle/config.json
+        fails 2 systemd-cgroup $NS create -b bundle c
+        fails 1 NoSuch $NS --systemd-cgroup create -b bundle c
+        gone
+        # Killed in the middle, at any time.
+        jq 'del(.annotations) | .process.args = ["sleep", "1000"]' bundle/config.json >c && mv c bundle/config.json
+        for i in $(seq 40); do
+            $NS --systemd-cgroup create -b bundle c & sleep 0.0$((RANDOM % 60 + 10)); kill -KILL $! 2>/dev/null || true; wait $! || true
+            $NS delete -f c
+            gone
+        done 2>killed
+        systemctl --failed --no-legend; ls state
+        [ "$before" = "$(cat /proc/self/cgroup)" ]
+        "#,
+    );
+    assert_eq!(seen, "7\n");
+    // Without systemd.
+    let ending = world.run(&["--systemd-cgroup", "create", "-b", &world.path("bundle"), "c"]);
+    assert!(ending.code == 1 && ending.err.contains("--cgroup-manager=cgroupfs"), "{ending:?}");
+    assert!(world.leftovers().is_empty());
+}
+
+#[test]
+fn an_ordinary_user() {
+    let world = World::of_user();
+    bundle(&world, "echo up; exec sleep 1000", |config| config["linux"]["cgroupsPath"] = json!("app.slice:pre:fix"));
+    let seen = machine(
+        &world,
+        r#"
+        uid=$(id -u sheeptest); mkdir -p /run/user/$uid; chown sheeptest /run/user/$uid
+        systemctl start dbus.service user@$uid.service
+        as() { setpriv --reuid sheeptest --regid sheeptest --clear-groups env XDG_RUNTIME_DIR=/run/user/$uid "$@"; }
+        NS="as $DIR/sheep-ns --root $DIR/state"
+        # From outside the user's own groups, where only the system's systemd can move it; and from within.
+        own=/sys/fs/cgroup/user.slice/user@$uid.service/own
+        mkdir $own && chown -R sheeptest $own
+        for way in /sys/fs/cgroup/system.slice/test.service $own; do
+            echo 0 >$way/cgroup.procs
+            $NS --systemd-cgroup create -b "$DIR/bundle" c >/dev/null
+            scope=$(find /sys/fs/cgroup -name pre-fix.scope); echo "${scope#/sys/fs/cgroup}"
+            find $scope -name cgroup.procs | while read -r f; do echo "${f#$scope/} $(wc -l <$f)"; done | sort
+            $NS start c; $NS state c | jq -r .status
+            $NS delete --force c
+            for i in $(seq 100); do [ -e $scope ] || break; sleep 0.05; done
+            [ ! -e $scope ]
+        done
+        code=0; $NS --systemd-cgroup run -b "$DIR/bundle" c >"$DIR/up" & until grep -q up "$DIR/up"; do sleep 0.05; done
+        as "$DIR/sheep-ns" --root "$DIR/state" kill c KILL; wait $! || echo $?
+        # Without the units that it would end by, it has to be killed.
+        echo 0 >/sys/fs/cgroup/system.slice/test.service/cgroup.procs; systemctl kill -s KILL user@$uid.service
+        "#,
+    );
+    // From within it goes back, as root does.
+    let first = "/user.slice/user@UID.service/app.slice/pre-fix.scope\ncgroup.procs 0\ncontainer/cgroup.procs 1\nruntime/cgroup.procs 0\nrunning\n";
+    let second = first.replace("runtime/cgroup.procs 0\n", "");
+    let uid = seen.split('@').nth(1).and_then(|rest| rest.split('.').next()).unwrap_or_default().to_owned();
+    assert_eq!(seen, format!("{first}{second}137\n").replace("UID", &uid));
+}
