@@ -63,7 +63,8 @@ END
     # The group that has children must have no processes; systemd sees to those that it can see.
     touch "$DIR/up"
     while grep -qx 0 /sys/fs/cgroup/cgroup.procs; do sleep 0.01; done
-    export container=sheep SYSTEMD_UNIT_PATH=$units
+    # Beside those that are begun meanwhile, and what is set of them.
+    export container=sheep SYSTEMD_UNIT_PATH=/run/systemd/system.control:/run/systemd/transient:$units
     exec /lib/systemd/systemd --system --unit=test.target --log-target=console --show-status=no
 }
 

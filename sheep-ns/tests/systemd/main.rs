@@ -81,7 +81,8 @@ fn a_containers_life() {
         fails 4 'in use by another container' $NS --systemd-cgroup create -b bundle other
         $NS list -q
         # A reload of systemd takes nothing away.
-        systemctl daemon-reload; $NS ps c >/dev/null
+        systemctl daemon-reload; show pre-fix.scope ActiveState
+        [ "$(cat $scope/container/cgroup.procs)" = "$(jq .process.pid state/c/state.json)" ]
         $NS delete --force c
         groups
         # At once again, under the same name.
@@ -94,7 +95,7 @@ fn a_containers_life() {
     let at = "/machine.slice/machine-a.slice/pre-fix.scope";
     let want = format!(
         "ControlGroup: {at}\nSlice: machine-a.slice\nDelegate: yes\nTimeoutStopUSec: 1s\nCollectMode: inactive\n\
-         Description: container c\nActiveState: active\n/sys/fs/cgroup{at}/container\n/\npaused\nfrozen 1\n/\nc\nstopped\n"
+         Description: container c\nActiveState: active\n/sys/fs/cgroup{at}/container\n/\npaused\nfrozen 1\n/\nc\nactive\nstopped\n"
     );
     assert_eq!(seen, want);
 }
@@ -172,4 +173,85 @@ fn an_ordinary_user() {
     let second = first.replace("runtime/cgroup.procs 0\n", "");
     let uid = seen.split('@').nth(1).and_then(|rest| rest.split('.').next()).unwrap_or_default().to_owned();
     assert_eq!(seen, format!("{first}{second}137\n").replace("UID", &uid));
+}
+
+#[test]
+#[ignore = "for scripts/vm test"]
+fn limits_and_weights() {
+    let world = World::new();
+    bundle(&world, "exec sleep 1000", |config| {
+        let limits = json!({
+            "memory": {"limit": 64 << 20, "reservation": 32 << 20},
+            "cpu": {"shares": 2048, "quota": 20_000, "period": 100_000},
+            "pids": {"limit": 20},
+            "blockIO": {"weight": 500},
+        });
+        config["linux"]["resources"].as_object_mut().unwrap().extend(limits.as_object().unwrap().clone());
+    });
+    let seen = machine(
+        &world,
+        r#"
+        $NS --systemd-cgroup create -b bundle c
+        scope=/sys/fs/cgroup$(show pre-fix.scope ControlGroup)
+        look() {
+            for p in CPUWeight IOWeight MemoryLow TasksMax; do echo "$p=$(show pre-fix.scope $p)"; done
+            (cd $scope && grep . cpu.weight memory.low memory.max pids.max container/cpu.weight container/memory.low container/memory.max container/cpu.max container/pids.max)
+        }
+        look
+        $NS update --memory 96m --cpu-share 512 --pids-limit 30 c
+        # What systemd thinks of it stays so.
+        systemctl daemon-reload
+        look
+        # All or nothing: a value that is refused changes nothing.
+        fails 1 weight $NS update --resources - c <<<'{"cpu": {"shares": 4096}, "unified": {"cpu.weight": "70000"}}'
+        look | grep -i cpu.\\?weight
+        $NS delete --force c; gone
+        # What is too much ends it.
+        jq '.process.args[2] = "dd if=/dev/zero of=/dev/shm/x bs=1048576 count=90 2>/dev/null"' bundle/config.json >new && mv new bundle/config.json
+        code=0; $NS --systemd-cgroup run -b bundle c || code=$?; echo $code; gone
+        "#,
+    );
+    // The group has them, and of what it shares with others the scope, too.
+    let looks = |weight: u32, io: u32, memory: u32, pids: u32| {
+        format!(
+            "CPUWeight={weight}\nIOWeight={io}\nMemoryLow=33554432\nTasksMax={pids}\ncpu.weight:{weight}\nmemory.low:33554432\nmemory.max:max\n\
+             pids.max:{pids}\ncontainer/cpu.weight:{weight}\ncontainer/memory.low:33554432\ncontainer/memory.max:{memory}\n\
+             container/cpu.max:20000 100000\ncontainer/pids.max:{pids}\n"
+        )
+    };
+    let want = looks(79, 4950, 64 << 20, 20)
+        + &looks(20, 4950, 96 << 20, 30)
+        + "CPUWeight=20\ncpu.weight:20\ncontainer/cpu.weight:20\n137\n";
+    assert_eq!(seen, want);
+}
+
+#[test]
+fn podman_as_it_is_on_such_a_host() {
+    let world = World::new();
+    let conf = "[containers]\ndefault_ulimits = [\"nofile=4096:4096\", \"nproc=4096:4096\"]\npids_limit = 0\n\
+                [engine]\ncgroup_manager = \"systemd\"\nevents_logger = \"none\"\n";
+    fs::write(world.dir.join("containers.conf"), conf).unwrap();
+    let script = format!("runtime={NS}\n")
+        + r#"
+        systemctl start dbus.service
+        export CONTAINERS_CONF=$DIR/containers.conf
+        p() { podman --storage-driver vfs --runtime $runtime "$@"; }
+        tar -C root -c . | p import -q - box:1 >/dev/null
+        p run --rm --network none box:1 sh -c 'echo ran; exit 5' || echo $?
+        id=$(p run -d --name c --network none box:1 sh -c 'trap "exit 0" TERM; while :; do sleep 0.1; done')
+        scope=libpod-$id.scope
+        for p in Slice ActiveState; do show $scope $p; done
+        [ "$(p inspect -f '{{.State.CgroupPath}}' c)" = "$(show $scope ControlGroup)" ] || p inspect -f '{{.State.CgroupPath}}' c
+        p exec c sh -c 'echo exec'
+        p pause c >/dev/null; p inspect -f '{{.State.Status}}' c; p unpause c >/dev/null
+        p stop -t 20 c >/dev/null; p inspect -f '{{.State.Status}} {{.State.ExitCode}}' c
+        p start c >/dev/null; p kill -s KILL c >/dev/null; p wait c; p rm c >/dev/null
+        # As the containers of a pod are.
+        id=$(p run -d --cgroup-parent machine-a.slice --name d --network none box:1 sleep 1000)
+        show libpod-$id.scope Slice
+        p rm -f -t 0 d >/dev/null
+        gone; systemctl --failed --no-legend
+        "#;
+    let seen = machine(&world, &script);
+    assert_eq!(seen, "ran\n5\nmachine.slice\nactive\nexec\npaused\nexited 0\n137\nmachine-a.slice\n");
 }
