@@ -145,7 +145,6 @@ fn settings_that_are_not_done_are_refused() {
         world.fails(&["create", "--bundle", &bundle, id], 2, "is no container id");
     }
     world.fails(&["create", "--bundle", &bundle, "--no-pivot", "x"], 2, "--no-pivot");
-    world.fails(&["--systemd-cgroup", "create", "--bundle", &bundle, "x"], 2, "--systemd-cgroup");
     world.fails(&["create", "--bundle", "/no/such", "x"], 1, "/no/such");
     world.fails(&["create", "--bundle", &world.path("host"), "x"], 3, "config.json");
 }

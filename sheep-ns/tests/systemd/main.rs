@@ -133,8 +133,10 @@ fn in_the_foreground_and_what_fails() {
     );
     assert_eq!(seen, "7\n");
     // Without systemd.
-    let ending = world.run(&["--systemd-cgroup", "create", "-b", &world.path("bundle"), "c"]);
-    assert!(ending.code == 1 && ending.err.contains("--cgroup-manager=cgroupfs"), "{ending:?}");
+    let create = world.ns(&["--systemd-cgroup", "create", "-b", &world.path("bundle"), "c"]);
+    let ending = harness::among_private_mounts(&create, "mount -t tmpfs none /run && exec \"$@\"");
+    let said = String::from_utf8_lossy(&ending.stderr);
+    assert!(ending.status.code() == Some(1) && said.contains("--cgroup-manager=cgroupfs"), "{ending:?}");
     assert!(world.leftovers().is_empty());
 }
 
