@@ -18,7 +18,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
+use rustix::fs::{Access, CWD, FlockOperation, Mode, OFlags, RenameFlags, access, flock, open, renameat_with};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,7 @@ pub struct StateRoot {
 }
 
 impl StateRoot {
-    /// Opens it: `explicit` (from `--root`), else `$SHEEP_RUN_DIR/ns`, `/run/sheep/ns` for root,
+    /// Opens it: `explicit` (from `--root`), else `$SHEEP_RUN_DIR/ns`, `/run/sheep/ns` for root (of a user namespace where it may),
     /// `$XDG_RUNTIME_DIR/sheep/ns`, `/tmp/sheep-UID/ns`. Made, for its owner alone, where it is missing; another user's
     /// is refused.
     pub fn open(explicit: Option<&Path>) -> Result<StateRoot> {
@@ -213,9 +213,12 @@ impl StateRoot {
 
 fn default_dir() -> PathBuf {
     let of = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    // Root of a user namespace, as rootless podman makes one, is an ordinary user to the host's /run.
+    let is_root = geteuid().is_root();
+    let has_run = || ["/run/sheep", "/run"].iter().any(|dir| access(*dir, Access::WRITE_OK).is_ok());
     match (of("SHEEP_RUN_DIR"), of("XDG_RUNTIME_DIR")) {
         (Some(dir), _) => dir.join("ns"),
-        (None, _) if geteuid().is_root() => "/run/sheep/ns".into(),
+        (None, own) if is_root && (own.is_none() || has_run()) => "/run/sheep/ns".into(),
         (None, Some(dir)) => dir.join("sheep/ns"),
         (None, None) => format!("/tmp/sheep-{}/ns", geteuid().as_raw()).into(),
     }

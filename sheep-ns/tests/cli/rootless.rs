@@ -35,3 +35,13 @@ fn a_container() {
     world.ok(&["delete", "mine"]);
     assert!(world.leftovers().is_empty() && groups("mine").is_empty());
 }
+
+/// Rootless engines call us as root of a user namespace, and leave it to us where the state is.
+#[test]
+fn root_of_a_user_namespace_has_the_users_state_directory() {
+    let world = World::of_user();
+    let script =
+        "mkdir run && XDG_RUNTIME_DIR=$PWD/run unshare --user --map-root-user ./sheep-ns list -q && ls -d run/sheep/ns";
+    let seen = world.shell().args(["-c", script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&seen.stdout), "run/sheep/ns\n", "{}", String::from_utf8_lossy(&seen.stderr));
+}
