@@ -209,7 +209,7 @@ fn limits_and_weights() {
         look | grep -i cpu.\\?weight
         $NS delete --force c; gone
         # What is too much ends it.
-        jq '.process.args[2] = "dd if=/dev/zero of=/dev/shm/x bs=1048576 count=90 2>/dev/null"' bundle/config.json >new && mv new bundle/config.json
+        jq '.process.args[2] = "dd if=/dev/zero of=/dev/shm/x bs=1048576 count=50 2>/dev/null" | .linux.resources.memory = {"limit": 33554432, "swap": 33554432}' bundle/config.json >new && mv new bundle/config.json
         code=0; $NS --systemd-cgroup run -b bundle c || code=$?; echo $code; gone
         "#,
     );
