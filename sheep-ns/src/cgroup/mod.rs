@@ -79,6 +79,8 @@ impl Cgroup {
         let devices = linux.resources.as_ref().map(|resources| resources.devices.as_slice()).unwrap_or_default();
         let filter = if devices.is_empty() { None } else { Some(devices::program(devices)?) };
         let tree = if manager == Manager::Disabled { None } else { Tree::find()? };
+        // A new scope has not: systemd has defaults of its own.
+        let properties = if manager == Manager::Systemd { systemd::of_settings(&settings) } else { Vec::new() };
         // A new group has these anyway; its controller need not be there.
         settings.retain(|setting| !setting.is_default());
         if settings.iter().any(Setting::is_ordinary_weight)
@@ -98,10 +100,10 @@ impl Cgroup {
         };
         let asked = linux.cgroups_path.as_deref();
         if manager == Manager::Systemd {
-            let (scope, mut properties) = (systemd::Scope::of(asked, id)?, systemd::asked(annotations)?);
+            let (scope, mut wanted) = (systemd::Scope::of(asked, id)?, systemd::asked(annotations)?);
             check_controllers(&tree, &settings)?;
-            properties.extend(systemd::of_settings(&settings));
-            let visit = systemd::enter(&scope, id, &tree, properties)?;
+            wanted.extend(properties);
+            let visit = systemd::enter(&scope, id, &tree, wanted)?;
             let path = format!("{}/{}", visit.scope(), systemd::CONTAINER);
             let dir = make(&tree, &path, &settings)?;
             let scope = Some(scope.name().to_owned());

@@ -59,6 +59,7 @@ fn bundle(world: &World, script: &str, change: impl FnOnce(&mut Value)) {
 fn a_containers_life() {
     let world = World::new();
     bundle(&world, "cat /proc/self/cgroup | sed -n 's/^0:://p'; exec sleep 1000", |config| {
+        config["linux"]["resources"]["pids"] = json!({"limit": -1});
         config["annotations"] =
             json!({"org.systemd.property.TimeoutStopSec": "1", "org.systemd.property.CollectMode": "'inactive'"});
     });
@@ -68,7 +69,7 @@ fn a_containers_life() {
         before=$(cat /proc/self/cgroup)
         $NS --systemd-cgroup create -b bundle c >out.c
         [ "$before" = "$(cat /proc/self/cgroup)" ]
-        for p in ControlGroup Slice Delegate TimeoutStopUSec CollectMode Description ActiveState; do echo "$p: $(show pre-fix.scope $p)"; done
+        for p in ControlGroup Slice Delegate TasksMax TimeoutStopUSec CollectMode Description ActiveState; do echo "$p: $(show pre-fix.scope $p)"; done
         scope=/sys/fs/cgroup$(show pre-fix.scope ControlGroup)
         find $scope -mindepth 1 -type d
         cat $scope/cgroup.procs
@@ -94,7 +95,7 @@ fn a_containers_life() {
     );
     let at = "/machine.slice/machine-a.slice/pre-fix.scope";
     let want = format!(
-        "ControlGroup: {at}\nSlice: machine-a.slice\nDelegate: yes\nTimeoutStopUSec: 1s\nCollectMode: inactive\n\
+        "ControlGroup: {at}\nSlice: machine-a.slice\nDelegate: yes\nTasksMax: infinity\nTimeoutStopUSec: 1s\nCollectMode: inactive\n\
          Description: container c\nActiveState: active\n/sys/fs/cgroup{at}/container\n/\npaused\nfrozen 1\n/\nc\nactive\nstopped\n"
     );
     assert_eq!(seen, want);
