@@ -133,9 +133,12 @@ impl Download {
     fn next(&mut self, into: &mut [u8]) -> Result<usize> {
         let most = usize::try_from(self.size - self.at).unwrap_or(usize::MAX).min(into.len());
         loop {
-            let mut body = match self.body.take() {
+            let body = match &mut self.body {
                 Some(body) => body,
-                None => self.connect()?,
+                None => {
+                    let body = self.connect()?;
+                    self.body.insert(body)
+                }
             };
             let why = match body.read(&mut into[..most]) {
                 Ok(n) if n > 0 => {
@@ -144,17 +147,14 @@ impl Download {
                         stream::write_out(file, self.at, n)?;
                     }
                     self.at += n as u64;
-                    self.body = Some(body);
                     return Ok(n);
                 }
                 Ok(_) => "it broke off".to_owned(),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {
-                    self.body = Some(body);
-                    continue;
-                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) if e.kind() == io::ErrorKind::TimedOut => "nothing came any more (--timeout)".to_owned(),
                 Err(e) => e.to_string(),
             };
+            self.body = None;
             self.waits.got_through(self.at - self.broke_at);
             self.broke_at = self.at;
             if !self.waits.wait() {

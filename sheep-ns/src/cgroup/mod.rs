@@ -63,9 +63,10 @@ impl Cgroup {
         Cgroup { path, dir, scope: None, visit: RefCell::new(None) }
     }
 
-    /// Makes the group for a container and writes its limits. `annotations` may ask for properties of a scope. `None` where no group can be had and no limit was asked
+    /// Makes the group for a container and writes its limits. `None` where no group can be had and no limit was asked
     /// for: the manager is `Disabled`, the host has no cgroup2, or an unprivileged user cannot make groups there. Rules
-    /// for devices alone do not ask for a group: every engine writes them. On an error nothing is left.
+    /// for devices alone do not ask for a group: every engine writes them. `annotations` may ask for properties of a scope.
+    /// On an error nothing is left.
     pub fn create(
         linux: &oci::Linux,
         id: &str,

@@ -40,11 +40,9 @@ fn state_root(global: &Global) -> Result<StateRoot> {
 
 fn manager(global: &Global) -> Manager {
     match global.cgroup_manager {
-        CgroupManager::Disabled if global.systemd_cgroup => Manager::Disabled,
-        _ if global.systemd_cgroup => Manager::Systemd,
-        CgroupManager::Systemd => Manager::Systemd,
-        CgroupManager::Cgroupfs => Manager::Cgroupfs,
         CgroupManager::Disabled => Manager::Disabled,
+        CgroupManager::Cgroupfs if !global.systemd_cgroup => Manager::Cgroupfs,
+        CgroupManager::Cgroupfs | CgroupManager::Systemd => Manager::Systemd,
     }
 }
 

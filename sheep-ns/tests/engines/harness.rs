@@ -13,6 +13,7 @@ pub const PEER: &str = "/usr/sbin/runc";
 pub const NS: &str = env!("CARGO_BIN_EXE_sheep-ns");
 
 const MACHINE: &str = include_str!("machine.sh");
+const GROUP: &str = include_str!("../group.sh");
 const STEPS: &str = include_str!("steps.sh");
 
 /// What podman and buildah are told. `default_ulimits`: theirs are more than a root without CAP_SYS_RESOURCE may set.
@@ -53,6 +54,7 @@ impl World {
             ("box/etc/not-executable", "#!/bin/sh\n"),
             ("box/etc/no-format", "true\n"),
             ("machine.sh", MACHINE),
+            ("group.sh", GROUP),
             ("steps.sh", STEPS),
             ("containers.conf", CONTAINERS),
         ];

@@ -3,7 +3,7 @@
 # Mounts, network, processes and control groups are in namespaces of their own, and all that engines write to fixed places is
 # on file systems that nobody else sees; so everything is gone when the script has ended, however it has ended. The control
 # groups are a child of the host's cgroup2 tree, alone at /sys/fs/cgroup as on a machine without version 1.
-# shellcheck shell=bash source=/dev/null
+# shellcheck shell=bash source=/dev/null disable=SC2154
 set -eu
 export DIR=$1 RUNTIME=$2 SCRIPT=$3
 
@@ -30,19 +30,7 @@ if [ "${4-}" = inside ]; then
     inside
     exit
 fi
-group=/sys/fs/cgroup
-[ ! -e $group/unified ] || group=$group/unified
-group=$group/sheep-engines-$$
-mkdir "$group"
-end() {
-    echo 1 >"$group/cgroup.kill"
-    for _ in 1 2 3 4 5 6 7 8 9 10; do
-        ! find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || break
-        sleep 0.05
-    done
-}
-trap end EXIT
-trap 'exit 130' INT TERM
+. "$DIR/group.sh" sheep-engines
 # The group is entered first: the namespace begins where its maker is. In the background, since a wait can be interrupted.
 sh -c 'echo $$ >"$1"/cgroup.procs; shift; exec "$@"' sh "$group" timeout --signal=KILL 180 \
     unshare --mount --net --pid --cgroup --fork --kill-child --propagation private bash "$0" "$DIR" "$RUNTIME" "$SCRIPT" inside &

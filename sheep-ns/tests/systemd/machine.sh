@@ -3,7 +3,7 @@
 #
 # systemd is process 1 of namespaces of its own, its control groups are a child of the host's cgroup2 tree, alone at /sys/fs/cgroup,
 # and its units are the few that are written here; so everything is gone when the script has ended, however it has ended.
-# shellcheck shell=bash
+# shellcheck shell=bash source=/dev/null disable=SC2154
 set -eu
 export DIR=$1 SCRIPT=$2
 
@@ -71,31 +71,19 @@ END
 if [ "${3-}" = inside ]; then
     inside
 fi
-tree=/sys/fs/cgroup
-[ ! -e $tree/unified ] || tree=$tree/unified
-ours=$tree$(sed -n 's/^0:://p' /proc/self/cgroup)
-group=$tree/sheep-systemd-$$
-if controllers=$(sed 's/^./+&/; s/ / +/g' $tree/cgroup.controllers) && [ -n "$controllers" ]; then
-    echo "$controllers" >$tree/cgroup.subtree_control
+. "$DIR/group.sh" sheep-systemd
+# The groups of the tree get what controllers there are.
+if controllers=$(sed 's/^./+&/; s/ / +/g' "$tree/cgroup.controllers") && [ -n "$controllers" ]; then
+    echo "$controllers" >"$tree/cgroup.subtree_control"
 fi
-mkdir "$group"
-end() {
-    [ -z "${patience-}" ] || pkill -KILL -P "$patience" || true
-    echo 1 >"$group/cgroup.kill"
-    for _ in 1 2 3 4 5 6 7 8 9 10; do
-        ! find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || break
-        sleep 0.05
-    done
-}
-trap end EXIT
-trap 'exit 130' INT TERM
+trap '[ -z "${patience-}" ] || pkill -KILL -P "$patience" || true; end' EXIT
 rm -f "$DIR/up"
 # The group is entered first: the namespace begins where its maker is.
 sh -c 'echo $$ >"$1"/cgroup.procs; shift; exec "$@"' sh "$group" \
     unshare --mount --net --pid --ipc --uts --cgroup --fork --kill-child --propagation private bash "$0" "$DIR" "$SCRIPT" inside >"$DIR/log" 2>&1 &
 machine=$!
 until [ -e "$DIR/up" ] || ! kill -0 $machine 2>/dev/null; do sleep 0.01; done
-echo $machine >"$ours/cgroup.procs"
+echo $machine >"$tree$(sed -n 's/^0:://p' /proc/self/cgroup)/cgroup.procs"
 # Not for ever. In the background, since a wait can be interrupted.
 (sleep 120 && kill -KILL $machine) 2>/dev/null &
 patience=$!

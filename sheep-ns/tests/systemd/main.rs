@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 const STEPS: &str = r#"
 cd "$DIR"
 die() { echo "$*" >&2; exit 1; }
-show() { systemctl ${USER_MANAGER-} show -P "$2" "$1"; }
+show() { systemctl show -P "$2" "$1"; }
 groups() { find /sys/fs/cgroup -name '*.scope' -not -name init.scope; }
 gone() { for i in $(seq 200); do [ "$(groups)" ] || return 0; sleep 0.05; done; for g in $(groups); do systemctl status --no-pager "${g##*/}"; find $g -name cgroup.procs -exec grep -H . {} +; done >&2; die "left: $(groups)"; }
 fails() { code=$1 words=$2; shift 2; got=0; said=$("$@" 2>&1 >/dev/null) || got=$?; [ $got = $code ] && [[ $said = *"$words"* ]] || die "$*: $got: $said"; }
@@ -27,6 +27,7 @@ fn machine(world: &World, script: &str) -> String {
     let place = world.path("script");
     fs::write(&place, format!("NS='{NS} --root {0}/state'\n{STEPS}\n{script}", world.dir.display())).unwrap();
     fs::write(world.dir.join("machine.sh"), include_str!("machine.sh")).unwrap();
+    fs::write(world.dir.join("group.sh"), include_str!("../group.sh")).unwrap();
     let mut command = Command::new("bash");
     command.arg(world.path("machine.sh")).arg(&world.dir).arg(&place).stdin(Stdio::null());
     let status = command.status().unwrap();

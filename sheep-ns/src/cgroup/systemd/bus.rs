@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -48,9 +47,8 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Connects to a manager's private socket.
-    pub fn connect(path: &Path) -> Result<Bus> {
-        let socket = UnixStream::connect(path)?;
+    /// Begins to talk on a connection to a manager's private socket.
+    pub fn begin(socket: UnixStream) -> Result<Bus> {
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
         let mut bus = Bus { socket, serial: 0, ended: Vec::new() };

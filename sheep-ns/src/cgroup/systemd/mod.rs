@@ -28,6 +28,7 @@ use self::wire::{Property, Value};
 use super::tree::{self, Tree};
 use super::{delegated, is_host_root};
 use crate::exit;
+use crate::init::channel;
 
 pub use self::properties::{asked, of_settings};
 
@@ -89,7 +90,7 @@ impl Scope {
 /// This program's time in a scope.
 #[derive(Debug)]
 pub struct Visit {
-    /// The file that leads back, and what it is called.
+    /// The group that it came from, where that is in sight.
     from: Option<String>,
     scope: String,
 }
@@ -187,8 +188,7 @@ pub fn set(scope: &str, properties: &[Property]) -> Result<()> {
 pub fn end(scope: &str, group: &str) -> Result<()> {
     let above = group.strip_suffix(CONTAINER).unwrap_or(group).trim_end_matches('/');
     let is_there = Tree::find()?.is_some_and(|tree| tree::open_path(&tree, above).is_ok());
-    let is_ours = delegated::own_group()?.is_some_and(|own| own.starts_with(&format!("{above}/")));
-    if !is_there || is_ours {
+    if !is_there || delegated::own_group()?.is_some_and(|own| own.starts_with(&format!("{above}/"))) {
         return Ok(());
     }
     connect().and_then(|mut bus| stop(&mut bus, scope)).with_context(|| format!("scope {scope}"))
@@ -198,9 +198,11 @@ pub fn end(scope: &str, group: &str) -> Result<()> {
 /// only one. Where there is no systemd there is none.
 pub fn end_unused(scope: &Scope) -> Result<()> {
     let Ok(mut bus) = connect() else { return Ok(()) };
-    let ended =
-        is_empty(&mut bus, &scope.name).and_then(|empty| if empty { stop(&mut bus, &scope.name) } else { Ok(()) });
-    ended.with_context(|| format!("scope {}", scope.name))
+    let context = || format!("scope {}", scope.name);
+    if is_empty(&mut bus, &scope.name).with_context(context)? {
+        stop(&mut bus, &scope.name).with_context(context)?;
+    }
+    Ok(())
 }
 
 /// Whether there is a scope with nobody in it.
@@ -237,7 +239,7 @@ fn connect() -> Result<Bus> {
         dir.join("systemd/private")
     };
     let hint = "--cgroup-manager=cgroupfs does without";
-    Bus::connect(&socket).with_context(|| format!("no systemd at {} ({hint})", socket.display()))
+    channel::connect(&socket, "its socket").and_then(Bus::begin).with_context(|| format!("no systemd here ({hint})"))
 }
 
 #[cfg(test)]
