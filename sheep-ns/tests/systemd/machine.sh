@@ -85,6 +85,6 @@ machine=$!
 until [ -e "$DIR/up" ] || ! kill -0 $machine 2>/dev/null; do sleep 0.01; done
 echo $machine >"$tree$(sed -n 's/^0:://p' /proc/self/cgroup)/cgroup.procs"
 # Not for ever. In the background, since a wait can be interrupted.
-(sleep 120 && kill -KILL $machine) 2>/dev/null &
+(sleep 240 && echo "not done after 240 s" >>"$DIR/log" && kill -KILL $machine) 2>/dev/null &
 patience=$!
 wait $machine
