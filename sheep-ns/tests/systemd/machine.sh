@@ -11,10 +11,13 @@ inside() {
     mount -t proc proc /proc
     umount -l /sys/fs/cgroup
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    # As systemd has it that is the first of a machine.
+    mount --make-rshared /
     for place in /run /var/lib/containers /var/tmp; do
         mkdir -p "$place"
         mount -t tmpfs -o mode=755 tmpfs "$place"
     done
+    chmod 1777 /var/tmp
     local units=/run/units
     mkdir -p $units /run/none /run/dbus
     mount --bind /run/none /usr/lib/systemd/system-generators
@@ -59,7 +62,11 @@ StandardError=file:$DIR/user
 Delegate=yes
 END
     mkdir $units/user
-    printf '[Unit]\n' >$units/user/test.target
+    printf '[Unit]\n' >$units/user/basic.target
+    printf '[Unit]\nWants=dbus.socket\nAfter=dbus.socket\n' >$units/user/test.target
+    printf '[Socket]\nListenStream=%%t/bus\n' >$units/user/dbus.socket
+    printf '[Service]\nType=notify\nNotifyAccess=main\nExecStart=%s\n' \
+        '/usr/bin/dbus-daemon --session --address=systemd: --nofork --nopidfile --systemd-activation --syslog-only' >$units/user/dbus.service
     # The group that has children must have no processes; systemd sees to those that it can see.
     touch "$DIR/up"
     while grep -qx 0 /sys/fs/cgroup/cgroup.procs; do sleep 0.01; done

@@ -259,3 +259,64 @@ fn podman_as_it_is_on_such_a_host() {
     let seen = machine(&world, &script);
     assert_eq!(seen, "ran\n5\nmachine.slice\nactive\nexec\npaused\nexited 0\n137\nmachine-a.slice\n");
 }
+
+/// Runs a script in which `p` is the podman of an ordinary user, who has a systemd; gives its output.
+fn users_podman(world: &World, script: &str) -> String {
+    let conf = "[containers]\npids_limit = 0\n[engine]\ncgroup_manager = \"systemd\"\nevents_logger = \"none\"\n";
+    fs::write(world.dir.join("containers.conf"), conf).unwrap();
+    let begin = r#"
+        uid=$(id -u sheeptest); mkdir -p /run/user/$uid home; chown sheeptest /run/user/$uid home
+        systemctl start dbus.service user@$uid.service
+        p() {
+            setpriv --reuid sheeptest --regid sheeptest --clear-groups env -C home HOME="$DIR/home" XDG_RUNTIME_DIR=/run/user/$uid \
+                DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$uid/bus CONTAINERS_CONF="$DIR/containers.conf" \
+                podman --storage-driver vfs --runtime "$DIR/sheep-ns" "$@"
+        }
+        left() { find /sys/fs/cgroup -name 'libpod-*'; }
+        tar -C root -c . | p import -q - localhost/box:1 >/dev/null
+        "#;
+    let end = "
+        for i in $(seq 100); do [ \"$(left)\" ] || break; sleep 0.05; done; left
+        systemctl kill -s KILL user@$uid.service
+        ";
+    machine(world, &format!("{begin}{script}{end}"))
+}
+
+#[test]
+fn podman_of_an_ordinary_user() {
+    let world = World::of_user();
+    let seen = users_podman(
+        &world,
+        r#"
+        p run --rm --network none box:1 sh -c 'echo ran; exit 5' || echo $?
+        id=$(p run -d --name c --network none box:1 sh -c 'trap "exit 0" TERM; echo up; while :; do sleep 0.1; done')
+        group=$(p inspect -f '{{.State.CgroupPath}}' c); group=${group/$uid/UID}; echo "${group/$id/ID}"
+        until p logs c | grep up; do sleep 0.05; done
+        p exec c sh -c 'id -u; cat /proc/self/uid_map | wc -l'
+        p pause c >/dev/null; p inspect -f '{{.State.Status}}' c; p unpause c >/dev/null
+        p stop -t 20 c >/dev/null; p inspect -f '{{.State.Status}} {{.State.ExitCode}}' c
+        p start c >/dev/null; p kill -s KILL c >/dev/null; p wait c; p rm c >/dev/null
+        "#,
+    );
+    let group = "/user.slice/user@UID.service/user.slice/libpod-ID.scope";
+    assert_eq!(seen, format!("ran\n5\n{group}\nup\n0\n2\npaused\nexited 0\n137\n"));
+}
+
+#[test]
+#[ignore = "for scripts/vm test"]
+fn limits_of_an_ordinary_users_podman() {
+    let world = World::of_user();
+    let seen = users_podman(
+        &world,
+        r#"
+        p run -d --name c --network none --memory 64m --memory-reservation 32m --cpus 0.5 --pids-limit 20 --cpu-shares 2048 box:1 sleep 1000 >/dev/null
+        cd /sys/fs/cgroup$(p inspect -f '{{.State.CgroupPath}}' c); grep . cpu.weight container/{memory.max,memory.low,cpu.max,pids.max}; cd "$DIR"
+        p rm -f -t 0 c >/dev/null
+        # Whether it says why differs: systemd is often faster to take the group away than podman is to look, with crun as well.
+        code=0; p run --name c --network none --memory 32m --memory-swap 32m box:1 sh -c 'dd if=/dev/zero of=/dev/shm/x bs=1048576 count=50 2>/dev/null' || code=$?
+        echo $code; p rm c >/dev/null
+        "#,
+    );
+    let limits = "cpu.weight:79\ncontainer/memory.max:67108864\ncontainer/memory.low:33554432\ncontainer/cpu.max:50000 100000\ncontainer/pids.max:20\n";
+    assert_eq!(seen, format!("{limits}137\n"));
+}
