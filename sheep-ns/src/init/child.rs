@@ -12,8 +12,9 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, socket_with};
 use rustix::process::{
-    DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, setsid, umask,
+    DumpableBehavior, Gid, Signal, Uid, set_dumpable_behavior, set_parent_process_death_signal, setsid, umask,
 };
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use super::channel::{Channel, Message};
 use super::netdev::Device;
@@ -179,9 +180,9 @@ fn become_root_inside(plan: &Plan, channel: &Channel) -> Result<()> {
         // A namespace that was joined; whether it has a root shows.
         None => {}
     }
-    let (uid, gid) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
-    match nix::unistd::setresgid(gid, gid, gid).and_then(|()| nix::unistd::setresuid(uid, uid, uid)) {
-        Err(nix::errno::Errno::EINVAL) if plan.maps.is_none() => {}
+    let (uid, gid) = (Uid::ROOT, Gid::ROOT);
+    match set_thread_res_gid(gid, gid, gid).and_then(|()| set_thread_res_uid(uid, uid, uid)) {
+        Err(Errno::INVAL) if plan.maps.is_none() => {}
         done => done.context("user namespace: become its root")?,
     }
     // The change of user took it away.

@@ -8,11 +8,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use nix::unistd;
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, statat};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, chdir, getcwd, setrlimit, umask};
-use rustix::thread::{set_keep_capabilities, set_no_new_privs};
+use rustix::process::{Gid, Resource, Rlimit, Uid, chdir, getcwd, setrlimit, umask};
+use rustix::thread::{
+    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
 
 use super::tuning::Tuning;
 use crate::caps::{self, CapSets};
@@ -22,6 +23,7 @@ use crate::rootfs::mount::text;
 use crate::rootfs::resolve::{self, Make};
 use crate::seccomp::agent::{self, Agent};
 use crate::seccomp::{self, Filter};
+use crate::spec::user::check_id;
 use crate::sys;
 
 /// A program and what it starts with, checked and in the form the kernel takes.
@@ -50,7 +52,7 @@ pub struct Program {
 
 impl Program {
     /// Checks a process of config.json, and what the container's `linux` says of its processes. Errors: no arguments, a
-    /// relative directory, a NUL byte, an unknown limit or setting.
+    /// relative directory, an id that is none, a NUL byte, an unknown limit or setting.
     pub fn new(process: &oci::Process, linux: &oci::Linux, preserve_fds: u32) -> Result<Program> {
         let (Some(first), cwd) = (process.args.first(), process.cwd.as_path()) else {
             return Err(exit::usage("process.args: no command to run"));
@@ -62,6 +64,10 @@ impl Program {
         if !cwd.is_absolute() {
             return Err(exit::usage(format!("process.cwd {:?}: must be absolute", cwd.display())));
         }
+        let user = &process.user;
+        check_id("process.user.uid", user.uid)?;
+        let gids = user.additional_gids.iter().map(|gid| ("process.user.additionalGids", *gid));
+        [("process.user.gid", user.gid)].into_iter().chain(gids).try_for_each(|(what, gid)| check_id(what, gid))?;
         let strings = |what: &str, names: &[oci::Name]| {
             names
                 .iter()
@@ -77,7 +83,7 @@ impl Program {
             needs_home: !env.iter().any(|variable| variable.as_bytes().starts_with(b"HOME=")),
             env,
             cwd: CString::new(cwd.as_os_str().as_bytes()).map_err(|_| exit::usage("process.cwd: has a NUL byte"))?,
-            user: process.user.clone(),
+            user: user.clone(),
             caps,
             unknown_caps,
             limits: limits(&process.rlimits)?,
@@ -266,7 +272,7 @@ fn enter_cwd(program: &Program) -> Result<(), Errno> {
 /// there do. Only pipes, which nobody else sees: a file or a terminal of the caller's stays the caller's.
 fn own_pipes(user: &oci::User) {
     const PIPEFS_MAGIC: u32 = 0x5049_5045;
-    let owner = (rustix::process::Uid::from_raw(user.uid), rustix::process::Gid::from_raw(user.gid));
+    let owner = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     for fd in [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()] {
         let is_pipe = rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type as u32 == PIPEFS_MAGIC);
         if user.uid != 0 && is_pipe {
@@ -285,21 +291,22 @@ fn new_keyring() -> Result<()> {
     }
 }
 
+/// Only of this thread, which execs: what may be there besides it is the thread that spoke to the filter's agent, and ends with that.
+/// The C library would have all threads do it, with eleven system calls for each of ours.
 fn change_user(program: &Program, setgroups: bool) -> Result<()> {
     let user = &program.user;
     if program.caps.any() && user.uid != 0 {
         set_keep_capabilities(true).context("prctl(PR_SET_KEEPCAPS)")?;
     }
-    let groups: Vec<unistd::Gid> = user.additional_gids.iter().map(|gid| unistd::Gid::from_raw(*gid)).collect();
+    let groups: Vec<Gid> = user.additional_gids.iter().map(|gid| Gid::from_raw(*gid)).collect();
     if setgroups {
-        unistd::setgroups(&groups).context("process.user.additionalGids")?;
+        set_thread_groups(&groups).context("process.user.additionalGids")?;
     } else if !groups.is_empty() {
         return Err(exit::usage("process.user.additionalGids: an unprivileged user cannot set groups"));
     }
-    let (uid, gid) = (unistd::Uid::from_raw(user.uid), unistd::Gid::from_raw(user.gid));
-    unistd::setresgid(gid, gid, gid).with_context(|| format!("process.user.gid {gid}: not mapped here?"))?;
-    unistd::setresuid(uid, uid, uid).with_context(|| format!("process.user.uid {uid}: not mapped here?"))?;
-    Ok(())
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    set_thread_res_gid(gid, gid, gid).with_context(|| format!("process.user.gid {}: not mapped here?", user.gid))?;
+    set_thread_res_uid(uid, uid, uid).with_context(|| format!("process.user.uid {}: not mapped here?", user.uid))
 }
 
 /// Closes every descriptor from `first` on but those of `keep`.

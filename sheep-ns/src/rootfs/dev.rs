@@ -8,10 +8,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, statat, symlinkat};
 use rustix::io::Errno;
 
-use super::mount::{attach, clone_tree};
+use super::mount::{attach, attach_in, clone_tree};
 use super::resolve::{self, Make};
 use crate::exit;
 use crate::oci;
+use crate::spec::user::check_id;
 use crate::sys;
 
 /// A device node, checked.
@@ -71,7 +72,10 @@ fn node(device: &oci::Device) -> Result<Node> {
     };
     let number = makedev(part(device.major, "major")?, part(device.minor, "minor")?);
     let mode = device.file_mode.unwrap_or(0o666) & 0o7777;
-    Ok(Node { path: path.into(), kind, number, mode, owner: (device.uid.unwrap_or(0), device.gid.unwrap_or(0)) })
+    let owner = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
+    check_id("linux.devices: uid", owner.0)?;
+    check_id("linux.devices: gid", owner.1)?;
+    Ok(Node { path: path.into(), kind, number, mode, owner })
 }
 
 /// Makes the nodes and the links beneath `root`. With `bind` the host's are bound: in a user namespace no node can be
@@ -128,11 +132,14 @@ fn bind_node(dir: BorrowedFd<'_>, name: &OsStr, node: &Node) -> Result<()> {
     check_node(tree.as_fd(), node.kind, node.number).context("the host's node")?;
     keep_attributes(tree.as_fd())?;
     match mknodat(dir, name, FileType::RegularFile, Mode::from_raw_mode(0o666), 0) {
-        Ok(()) | Err(Errno::EXIST) => {}
+        Ok(()) => attach_in(tree.as_fd(), dir, name),
+        Err(Errno::EXIST) => {
+            let target = resolve::open_no_links(dir, Path::new(name), OFlags::PATH)?;
+            attach(tree.as_fd(), target.as_fd())
+        }
         Err(e) => return Err(e).context("make the file to bind on"),
     }
-    let target = resolve::open_no_links(dir, Path::new(name), OFlags::PATH)?;
-    attach(tree.as_fd(), target.as_fd()).context("bind")
+    .context("bind")
 }
 
 /// The host's /dev/null as a detached mount, checked to be that device (CVE-2025-31133).

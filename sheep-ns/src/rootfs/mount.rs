@@ -87,6 +87,11 @@ pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno>
     move_mount(tree, c"", target, c"", flags)
 }
 
+/// Puts a detached mount on a name in a directory. A symbolic link is not followed.
+pub fn attach_in(tree: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+    move_mount(tree, c"", dir, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
 /// Mounts it. `source` is what [`open_source`] gave. Gives a tmpfs that is yet to be made read-only: what comes after it
 /// may need a place in it.
 pub fn mount(

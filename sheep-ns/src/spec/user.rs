@@ -122,12 +122,20 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|b| *b == b'\n').map(<[u8]>::trim_ascii)
 }
 
-/// A user or group id in digits. 2^32-1 is none: system calls take it for "unchanged".
+/// 2^32-1 is no user or group: setresuid(2) and chown(2) take it for "unchanged", and a program would run as who we are. Usage (2).
+pub fn check_id(what: &str, id: u32) -> Result<()> {
+    if id == u32::MAX {
+        return Err(exit::usage(format!("{what}: {id} is no id")));
+    }
+    Ok(())
+}
+
+/// A user or group id in digits.
 fn id(text: &[u8]) -> Option<u32> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    std::str::from_utf8(text).ok()?.parse().ok().filter(|id| *id != u32::MAX)
+    std::str::from_utf8(text).ok()?.parse().ok().filter(|id| check_id("", *id).is_ok())
 }
 
 /// The content of a file inside the root directory; empty where there is none.

@@ -428,6 +428,37 @@ fn cve_2021_41091_directories_of_ours_are_closed_to_others() {
     }
 }
 
+/// An id that system calls take for "unchanged" would leave the program who we are.
+#[test]
+fn an_id_that_means_unchanged() {
+    let world = World::new();
+    let none = u32::MAX;
+    for (key, what, value) in [
+        ("/process/user", "process.user.uid", json!({"uid": none, "gid": 1})),
+        ("/process/user", "process.user.gid", json!({"uid": 1, "gid": none})),
+        ("/process/user", "process.user.additionalGids", json!({"uid": 1, "gid": 1, "additionalGids": [5, none]})),
+        ("/linux/devices", "linux.devices: uid", json!([{"type": "p", "path": "/dev/pipe", "uid": none}])),
+        ("/linux/devices", "linux.devices: gid", json!([{"type": "p", "path": "/dev/pipe", "gid": none}])),
+    ] {
+        world.bundle("id", |config| {
+            config["linux"]["devices"] = json!([]);
+            *config.pointer_mut(key).unwrap() = value.clone();
+        });
+        let ending = world.run(&["run", "-b", &world.path("bundle"), "escape-unchanged"]);
+        assert!(ending.code == 125 && ending.err.contains(&format!("{what}: {none} is no id")), "{value}: {ending:?}");
+        assert_eq!(ending.out, "");
+    }
+    world.bundle("exec sleep 1000", |_| {});
+    world.create("escape-unchanged");
+    fs::write(world.path("process.json"), json!({"args": ["id"], "cwd": "/", "user": {"uid": none}}).to_string())
+        .unwrap();
+    for asked in [vec!["-u", "4294967295"], vec!["-u", "1:4294967295"], vec!["--process", &world.path("process.json")]]
+    {
+        let ending = world.run(&[&["exec"], &asked[..], &["escape-unchanged", "id"]].concat());
+        assert!(ending.code != 0 && ending.out.is_empty(), "{asked:?}: {ending:?}");
+    }
+}
+
 /// CVE-2019-14271: nothing of the image is loaded into our process: no library, no name service.
 #[test]
 fn cve_2019_14271_nothing_of_the_image_is_loaded() {
