@@ -1,6 +1,8 @@
 //! `linux.seccomp`: <https://github.com/opencontainers/runtime-spec/blob/v1.2.0/config-linux.md#seccomp>. The words for
 //! actions, operators and architectures stay words here; [`crate::seccomp`] knows what they mean.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// A filter of system calls.
@@ -34,7 +36,7 @@ pub struct Seccomp {
 #[serde(rename_all = "camelCase")]
 pub struct SyscallRule {
     /// The calls it is for.
-    pub names: Vec<String>,
+    pub names: Vec<Cow<'static, str>>,
     /// What becomes of them.
     pub action: String,
     /// The error number (or, for a tracer, the message); absent: EPERM.

@@ -1,7 +1,8 @@
-//! Classic BPF as seccomp(2) takes it: instructions, and the pieces a filter is made of. Pure.
+//! Classic BPF as seccomp(2) takes it: instructions, and how a program is put together of them. Pure.
 //!
-//! All jumps lead forward and are relative, so that a piece of code can be put anywhere. A conditional jump has 8 bits for
-//! its distance; where that is not enough it goes through an unconditional one, which has 32.
+//! All jumps lead forward, so a program is written from its end: whatever an instruction leads to is there already, and what
+//! several lead to is there once. A conditional jump has 8 bits for its distance; where that is not enough it goes through an
+//! unconditional one, which has 32.
 
 use super::words::Op;
 
@@ -44,24 +45,98 @@ fn offset_arg(index: u32) -> u32 {
     16 + 8 * index
 }
 
-/// An instruction that is no comparison.
-pub fn plain(code: u16, k: u32) -> Instruction {
-    Instruction { code, jt: 0, jf: 0, k }
+/// A place in a program: how many instructions are behind the one that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(usize);
+
+/// A return is used again as long as it is no further away than this, so that most jumps to it need no help.
+const NEAR: usize = 200;
+
+/// A program, from its end to what was written last.
+#[derive(Debug, Default)]
+pub struct Program {
+    /// The last instruction first.
+    code: Vec<Instruction>,
+    /// Where each return was written last.
+    returns: Vec<(u32, Place)>,
 }
 
-/// `then` where the comparison of the accumulator holds, else `otherwise`. Both pieces must end in a return.
-pub fn branch(code: u16, k: u32, then: &[Instruction], otherwise: &[Instruction]) -> Vec<Instruction> {
-    let mut out = Vec::with_capacity(then.len() + otherwise.len() + 2);
-    match u8::try_from(otherwise.len()) {
-        Ok(distance) => out.push(Instruction { code, jt: distance, jf: 0, k }),
-        Err(_) => {
-            out.push(Instruction { code, jt: 0, jf: 1, k });
-            out.push(plain(JUMP, otherwise.len() as u32));
+impl Program {
+    /// The whole of it, in the order in which it runs.
+    pub fn finish(mut self) -> Vec<Instruction> {
+        self.code.reverse();
+        self.code
+    }
+
+    fn push(&mut self, instruction: Instruction) -> Place {
+        self.code.push(instruction);
+        Place(self.code.len() - 1)
+    }
+
+    /// How many instructions the next one to be written has to pass over to come to `place`.
+    fn distance(&self, place: Place) -> usize {
+        self.code.len() - 1 - place.0
+    }
+
+    /// Ends with `action`.
+    pub fn end(&mut self, action: u32) -> Place {
+        let known = self.returns.iter().position(|(known, _)| *known == action);
+        if let Some((_, place)) = known.and_then(|at| self.returns.get(at)).copied()
+            && self.distance(place) <= NEAR
+        {
+            return place;
+        }
+        let place = self.push(Instruction { code: RETURN, jt: 0, jf: 0, k: action });
+        match known.and_then(|at| self.returns.get_mut(at)) {
+            Some(known) => known.1 = place,
+            None => self.returns.push((action, place)),
+        }
+        place
+    }
+
+    fn jump(&mut self, to: Place) -> Place {
+        let k = self.distance(to) as u32;
+        self.push(Instruction { code: JUMP, jt: 0, jf: 0, k })
+    }
+
+    /// An instruction that is no comparison, and goes on at `next`.
+    pub fn plain(&mut self, code: u16, k: u32, next: Place) -> Place {
+        if self.distance(next) > 0 {
+            self.jump(next);
+        }
+        self.push(Instruction { code, jt: 0, jf: 0, k })
+    }
+
+    /// Goes to `then` where the comparison of the accumulator with `k` holds, else to `otherwise`.
+    pub fn branch(&mut self, code: u16, k: u32, mut then: Place, mut otherwise: Place) -> Place {
+        loop {
+            match (u8::try_from(self.distance(then)), u8::try_from(self.distance(otherwise))) {
+                (Ok(jt), Ok(jf)) => return self.push(Instruction { code, jt, jf, k }),
+                (Err(_), _) => then = self.jump(then),
+                (_, Err(_)) => otherwise = self.jump(otherwise),
+            }
         }
     }
-    out.extend_from_slice(otherwise);
-    out.extend_from_slice(then);
-    out
+
+    /// Ends with `action` where all conditions hold, else goes on at `fails`.
+    pub fn rule(&mut self, conditions: &[Condition], action: u32, fails: Place) -> Place {
+        let mut next = self.end(action);
+        for condition in conditions.iter().rev() {
+            let holds = next;
+            for (code, k, yes, no) in steps(condition).into_iter().rev() {
+                let place = |to| match to {
+                    To::Next => next,
+                    To::Holds => holds,
+                    To::Fails => fails,
+                };
+                next = match code {
+                    LOAD | AND => self.plain(code, k, next),
+                    _ => self.branch(code, k, place(yes), place(no)),
+                };
+            }
+        }
+        next
+    }
 }
 
 /// A condition on an argument, ready for its architecture.
@@ -84,36 +159,13 @@ pub struct Condition {
 enum To {
     /// The next instruction.
     Next,
-    /// Behind this condition: it holds.
+    /// To the next condition: this one holds.
     Holds,
-    /// Behind the whole rule: it does not.
+    /// Out of the rule: it does not.
     Fails,
 }
 
 type Step = (u16, u32, To, To);
-
-/// Ends with `action` where all conditions hold, else goes on behind. At most 6 conditions of at most 6 instructions
-/// each, so that every distance fits into 8 bits.
-pub fn rule(conditions: &[Condition], action: u32) -> Vec<Instruction> {
-    let steps: Vec<Vec<Step>> = conditions.iter().map(steps).collect();
-    let end = steps.iter().map(Vec::len).sum::<usize>() + 1;
-    let mut out = Vec::with_capacity(end);
-    let mut behind = 0;
-    for condition in &steps {
-        behind += condition.len();
-        for (code, k, yes, no) in condition {
-            let here = out.len() + 1;
-            let distance = |to: &To| match to {
-                To::Next => 0,
-                To::Holds => (behind - here) as u8,
-                To::Fails => (end - here) as u8,
-            };
-            out.push(Instruction { code: *code, jt: distance(yes), jf: distance(no), k: *k });
-        }
-    }
-    out.push(plain(RETURN, action));
-    out
-}
 
 /// A comparison of 64 bits is one of the upper halves, and where they are equal, one of the lower.
 fn steps(condition: &Condition) -> Vec<Step> {

@@ -4,6 +4,8 @@
 //! needs a capability is allowed to who has it in the bounding set, and else not permitted (EPERM). The lists follow
 //! containers-common 0.50, which podman has in Debian, with the calls of kernels since then.
 
+use std::borrow::Cow;
+
 use super::words::Arch;
 use crate::oci::{Seccomp, SyscallArg, SyscallRule};
 
@@ -127,8 +129,8 @@ pub fn profile(arch: Arch, bounding: &[String]) -> Seccomp {
     }
 }
 
-fn rule(names: &[&str], (action, errno_ret): (&str, Option<u32>), args: Vec<SyscallArg>) -> SyscallRule {
-    let names = names.iter().map(|name| (*name).to_owned()).collect();
+fn rule(names: &[&'static str], (action, errno_ret): (&str, Option<u32>), args: Vec<SyscallArg>) -> SyscallRule {
+    let names = names.iter().map(|name| Cow::Borrowed(*name)).collect();
     SyscallRule { names, action: action.to_owned(), errno_ret, args }
 }
 

@@ -9,7 +9,7 @@
 //! | `words.rs` | the words of the specification, and the kernel's numbers for them |
 //! | `numbers.rs` | system call numbers by name; generated |
 //! | `rules.rs` | names become numbers, rules for one call are put into order |
-//! | `bpf.rs` | pieces of code |
+//! | `bpf.rs` | instructions, and how they are put together |
 //! | `mod.rs` | the whole program |
 //! | `default.rs` | the profile that `exec`, `spec` and `sheep-run run` give a command |
 //! | `profile.rs` | the files that docker and podman take with `--security-opt seccomp=` |
@@ -25,7 +25,7 @@ pub mod words;
 
 use anyhow::Result;
 
-use self::bpf::{Instruction, JEQ, JGE, LOAD, OFFSET_ARCH, OFFSET_NUMBER, RETURN, branch, plain};
+use self::bpf::{Instruction, JEQ, JGE, LOAD, OFFSET_ARCH, OFFSET_NUMBER, Place, Program};
 use self::rules::{Fate, Range};
 use self::words::{Arch, KILL_PROCESS, NEW_LISTENER, WAIT_KILLABLE_RECV, X32_BIT};
 use crate::exit;
@@ -75,18 +75,19 @@ pub fn compile_for(profile: &Seccomp, native: Arch) -> Result<Filter> {
         }
     }
     let rules = rules::parse(profile)?;
-    let mut program = vec![plain(LOAD, OFFSET_ARCH)];
+    let mut program = Program::default();
     // From another architecture than the profile names: as bad as a call can be.
-    let mut rest = vec![plain(RETURN, KILL_PROCESS)];
+    let mut place = program.end(KILL_PROCESS);
     for (index, arch) in arches.iter().enumerate().rev() {
         let seen = arches.iter().take(index).any(|other| other.audit() == arch.audit());
         if !seen {
-            let mut block = vec![plain(LOAD, OFFSET_NUMBER)];
-            block.extend(search(&ranges(&rules, &arches, *arch, default)?, default));
-            rest = branch(JEQ, arch.audit(), &block, &rest);
+            let found = search(&mut program, &ranges(&rules, &arches, *arch, default)?, default);
+            let block = program.plain(LOAD, OFFSET_NUMBER, found);
+            place = program.branch(JEQ, arch.audit(), block, place);
         }
     }
-    program.append(&mut rest);
+    program.plain(LOAD, OFFSET_ARCH, place);
+    let program = program.finish();
     if program.len() > MOST {
         let length = program.len();
         return Err(exit::usage(format!(
@@ -137,22 +138,22 @@ fn ranges(rules: &rules::Rules, arches: &[Arch], arch: Arch, default: u32) -> Re
 }
 
 /// Finds the number's range by halves.
-fn search(ranges: &[Range], default: u32) -> Vec<Instruction> {
+fn search(program: &mut Program, ranges: &[Range], default: u32) -> Place {
     match ranges {
-        [] => vec![plain(RETURN, default)],
+        [] => program.end(default),
         [range] => match &range.fate {
-            Fate::Action(action) => vec![plain(RETURN, *action)],
+            Fate::Action(action) => program.end(*action),
             Fate::Rules(rules) => {
-                let mut code: Vec<Instruction> =
-                    rules.iter().flat_map(|rule| bpf::rule(&rule.conditions, rule.action)).collect();
-                code.push(plain(RETURN, default));
-                code
+                let end = program.end(default);
+                rules.iter().rev().fold(end, |next, rule| program.rule(&rule.conditions, rule.action, next))
             }
         },
         _ => {
             let (lower, upper) = ranges.split_at(ranges.len() / 2);
             let border = upper.first().map_or(0, |range| range.first);
-            branch(JGE, border, &search(upper, default), &search(lower, default))
+            let upper = search(program, upper, default);
+            let lower = search(program, lower, default);
+            program.branch(JGE, border, upper, lower)
         }
     }
 }

@@ -45,12 +45,13 @@ pub struct Range {
 /// The rules of a profile, their words understood.
 #[derive(Debug)]
 pub struct Rules<'a> {
-    rules: Vec<Parsed<'a>>,
+    rules: Vec<Parsed>,
+    /// The names of all of them, in the profile's order.
+    calls: Vec<Call<'a>>,
 }
 
 #[derive(Debug)]
-struct Parsed<'a> {
-    calls: Vec<Call<'a>>,
+struct Parsed {
     action: u32,
     args: Vec<Argument>,
 }
@@ -61,6 +62,14 @@ struct Call<'a> {
     name: &'a str,
     /// One number an architecture; `None` where nobody has such a call.
     numbers: Option<&'static [i32]>,
+    /// Which of the rules it is in.
+    rule: usize,
+}
+
+impl Call<'_> {
+    fn number(&self, arch: Arch) -> Option<u32> {
+        self.numbers.and_then(|numbers| numbers.get(arch as usize)).and_then(|number| u32::try_from(*number).ok())
+    }
 }
 
 /// A condition, whatever the architecture.
@@ -114,7 +123,8 @@ fn through(name: &str) -> Option<(&'static str, u64)> {
 
 /// Understands the rules of a profile.
 pub fn parse(profile: &Seccomp) -> Result<Rules<'_>> {
-    let mut rules = Vec::with_capacity(profile.syscalls.len());
+    let names = profile.syscalls.iter().map(|rule| rule.names.len()).sum();
+    let (mut rules, mut calls) = (Vec::with_capacity(profile.syscalls.len()), Vec::with_capacity(names));
     let mut near = 0;
     for rule in &profile.syscalls {
         if rule.names.is_empty() {
@@ -127,15 +137,15 @@ pub fn parse(profile: &Seccomp) -> Result<Rules<'_>> {
         // profiles are written for that.
         let twice =
             rule.args.iter().enumerate().any(|(at, arg)| rule.args.iter().take(at).any(|a| a.index == arg.index));
-        let calls: Vec<Call<'_>> =
-            rule.names.iter().map(|name| Call { name, numbers: numbers(name, &mut near) }).collect();
-        if twice {
-            rules.extend(args.into_iter().map(|arg| Parsed { calls: calls.clone(), action, args: vec![arg] }));
-        } else {
-            rules.push(Parsed { calls, action, args });
+        let alternatives = if twice { args.into_iter().map(|arg| vec![arg]).collect() } else { vec![args] };
+        for args in alternatives {
+            let of_it =
+                rule.names.iter().map(|name| Call { name, numbers: numbers(name, &mut near), rule: rules.len() });
+            calls.extend(of_it);
+            rules.push(Parsed { action, args });
         }
     }
-    Ok(Rules { rules })
+    Ok(Rules { rules, calls })
 }
 
 fn argument(arg: &SyscallArg) -> Result<Argument> {
@@ -162,9 +172,6 @@ fn numbers(name: &str, near: &mut usize) -> Option<&'static [i32]> {
     NUMBERS.get(at).map(|(_, numbers)| &numbers[..])
 }
 
-/// A rule for a number: which call, with which conditions, and what then.
-type Entry = (u32, Vec<Condition>, u32);
-
 impl Rules<'_> {
     /// Whether any of them asks the agent.
     pub fn notify(&self) -> bool {
@@ -173,9 +180,8 @@ impl Rules<'_> {
 
     /// Names that are no system call on any architecture here.
     pub fn unknown(&self) -> Vec<String> {
-        let calls = self.rules.iter().flat_map(|rule| &rule.calls);
-        let mut unknown: Vec<String> =
-            calls.filter(|call| call.numbers.is_none()).map(|call| call.name.to_owned()).collect();
+        let unknown = self.calls.iter().filter(|call| call.numbers.is_none());
+        let mut unknown: Vec<String> = unknown.map(|call| call.name.to_owned()).collect();
         unknown.sort();
         unknown.dedup();
         unknown
@@ -183,25 +189,23 @@ impl Rules<'_> {
 
     /// What becomes of each number on an architecture.
     pub fn ranges(&self, arch: Arch, default: u32) -> Result<Vec<Range>> {
-        let entries = self.entries(arch, default);
         // By number, and what the profile has first stays first.
-        let mut order: Vec<(u32, u32)> =
-            entries.iter().zip(0u32..).map(|((number, ..), index)| (*number, index)).collect();
-        order.sort_unstable();
-        let mut ranges = vec![Range { first: 0, fate: Fate::Action(default) }];
+        let mut entries = self.entries(arch, default);
+        entries.sort_unstable();
+        let mut ranges = Vec::with_capacity(128);
+        ranges.push(Range { first: 0, fate: Fate::Action(default) });
         let mut push = |first: u32, fate: Fate| match ranges.last_mut() {
             Some(last) if last.fate == fate && matches!(fate, Fate::Action(_)) => {}
             Some(last) if last.first == first => last.fate = fate,
             _ => ranges.push(Range { first, fate }),
         };
         let mut next = 0;
-        for same in order.chunk_by(|a, b| a.0 == b.0) {
-            let Some((number, _)) = same.first() else { continue };
-            let same = same.iter().filter_map(|(_, index)| entries.get(*index as usize));
-            if *number > next {
+        for same in entries.chunk_by(|a, b| a.number() == b.number()) {
+            let Some(number) = same.first().map(Entry::number) else { continue };
+            if number > next {
                 push(next, Fate::Action(default));
             }
-            push(*number, fate(arch, same)?);
+            push(number, self.fate(arch, number, same)?);
             next = number.saturating_add(1);
         }
         push(next, Fate::Action(default));
@@ -209,21 +213,87 @@ impl Rules<'_> {
     }
 
     fn entries(&self, arch: Arch, default: u32) -> Vec<Entry> {
-        let mut entries = Vec::with_capacity(NUMBERS.len());
-        for rule in self.rules.iter().filter(|rule| rule.action != default) {
-            for call in &rule.calls {
-                if arch == Arch::X86 {
-                    entries.extend(multiplexed(call.name, rule));
-                }
-                let number = call.numbers.and_then(|numbers| numbers.get(arch as usize));
-                if let Some(number) = number.and_then(|number| u32::try_from(*number).ok()) {
-                    let conditions = rule.args.iter().filter_map(|arg| condition(arg, arch.is_wide()));
-                    entries.push((number, conditions.collect(), rule.action));
-                }
+        let mut entries = Vec::with_capacity(self.calls.len());
+        for (index, call) in self.calls.iter().enumerate() {
+            if self.rules.get(call.rule).is_none_or(|rule| rule.action == default) {
+                continue;
             }
+            if arch == Arch::X86 {
+                entries.extend(multiplexer(call.name).map(|(number, _)| Entry::new(number, index)));
+            }
+            entries.extend(call.number(arch).map(|number| Entry::new(number, index)));
         }
         entries
     }
+
+    /// The fate of one number by all entries that are for it.
+    fn fate(&self, arch: Arch, number: u32, entries: &[Entry]) -> Result<Fate> {
+        let mut fates: Vec<Conditional> = Vec::new();
+        for entry in entries {
+            let Some(call) = self.calls.get(entry.call()) else { continue };
+            let Some(rule) = self.rules.get(call.rule) else { continue };
+            let conditions = conditions(arch, number, call, rule);
+            if conditions.is_empty() {
+                return Ok(Fate::Action(rule.action));
+            }
+            fates.push(Conditional { conditions, action: rule.action });
+        }
+        let mut rules: Vec<Conditional> = Vec::new();
+        for mut new in fates {
+            new.conditions.sort_by_key(|condition| condition.index);
+            match rules.iter().find(|rule| rule.conditions == new.conditions) {
+                Some(same) if same.action == new.action => {}
+                Some(_) => {
+                    let name = NUMBERS.iter().find(|(_, numbers)| numbers.get(arch as usize) == Some(&(number as i32)));
+                    let name = name.map_or("", |(name, _)| name);
+                    return Err(exit::usage(format!(
+                        "linux.seccomp: syscalls: {name}: two rules with the same arguments and different actions"
+                    )));
+                }
+                None => rules.push(new),
+            }
+        }
+        rules.sort_by(|a, b| order(&a.conditions, &b.conditions));
+        Ok(Fate::Rules(rules))
+    }
+}
+
+/// A number that a rule is for, and by which of the profile's names; in the order of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry(u64);
+
+impl Entry {
+    fn new(number: u32, call: usize) -> Entry {
+        Entry(u64::from(number) << 32 | call as u64)
+    }
+
+    fn number(&self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    fn call(self) -> usize {
+        self.0 as u32 as usize
+    }
+}
+
+/// Under which conditions a rule is for a number that one of its names has.
+fn conditions(arch: Arch, number: u32, call: &Call<'_>, rule: &Parsed) -> Vec<Condition> {
+    let condition = |arg: &Argument| condition(arg, arch.is_wide());
+    if call.number(arch) == Some(number) {
+        return rule.args.iter().filter_map(condition).collect();
+    }
+    // The same call by way of socketcall or ipc. Its arguments are in memory there, where no filter can look; what remains of the
+    // conditions is what libseccomp lets remain: those on other arguments than the first.
+    let which =
+        multiplexer(call.name).map(|(_, which)| Argument { index: 0, op: Op::Eq, mask: u64::MAX, value: which });
+    which.iter().chain(rule.args.iter().filter(|arg| arg.index != 0)).filter_map(condition).collect()
+}
+
+/// The number of the call through which 32-bit x86 has a call as well, and that one's first argument.
+fn multiplexer(name: &str) -> Option<(u32, u64)> {
+    let (through, which) = through(name)?;
+    let number = numbers(through, &mut 0)?.get(Arch::X86 as usize)?;
+    Some((u32::try_from(*number).ok()?, which))
 }
 
 /// A condition as the architecture has it; `None` for one that always holds.
@@ -231,42 +301,6 @@ fn condition(arg: &Argument, wide: bool) -> Option<Condition> {
     let Argument { index, op, mask, value } = *arg;
     let (mask, value) = if wide { (mask, value) } else { (mask & u64::from(u32::MAX), value & u64::from(u32::MAX)) };
     (mask != 0).then_some(Condition { index, op, mask, value, wide })
-}
-
-/// The rule for the same call by way of socketcall or ipc. Its arguments are in memory there, where no filter can look;
-/// what remains of the conditions is what libseccomp lets remain: those on other arguments than the first.
-fn multiplexed(name: &str, rule: &Parsed<'_>) -> Option<Entry> {
-    let (through, call) = through(name)?;
-    let number = u32::try_from(*numbers(through, &mut 0)?.get(Arch::X86 as usize)?).ok()?;
-    let first = Argument { index: 0, op: Op::Eq, mask: u64::MAX, value: call };
-    let others = rule.args.iter().filter(|arg| arg.index != 0);
-    let conditions = [&first].into_iter().chain(others).filter_map(|arg| condition(arg, false));
-    Some((number, conditions.collect(), rule.action))
-}
-
-/// The fate of one number by all rules that are for it.
-fn fate<'a>(arch: Arch, entries: impl Iterator<Item = &'a Entry> + Clone) -> Result<Fate> {
-    if let Some((.., action)) = entries.clone().find(|(_, conditions, _)| conditions.is_empty()) {
-        return Ok(Fate::Action(*action));
-    }
-    let mut rules: Vec<Conditional> = Vec::new();
-    for (number, conditions, action) in entries {
-        let mut conditions = conditions.clone();
-        conditions.sort_by_key(|condition| condition.index);
-        match rules.iter().find(|rule| rule.conditions == conditions) {
-            Some(same) if same.action == *action => {}
-            Some(_) => {
-                let name = NUMBERS.iter().find(|(_, numbers)| numbers.get(arch as usize) == Some(&(*number as i32)));
-                let name = name.map_or("", |(name, _)| name);
-                return Err(exit::usage(format!(
-                    "linux.seccomp: syscalls: {name}: two rules with the same arguments and different actions"
-                )));
-            }
-            None => rules.push(Conditional { conditions, action: *action }),
-        }
-    }
-    rules.sort_by(|a, b| order(&a.conditions, &b.conditions));
-    Ok(Fate::Rules(rules))
 }
 
 /// The order of libseccomp's tree.

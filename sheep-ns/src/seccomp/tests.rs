@@ -20,15 +20,13 @@ fn a_profile_without_rules() {
     let insn = |code, jt, jf, k| Instruction { code, jt, jf, k };
     let want = [
         insn(0x20, 0, 0, 4),
-        insn(0x15, 1, 0, 0xc000_003e),
-        insn(0x06, 0, 0, 0x8000_0000),
+        insn(0x15, 0, 4, 0xc000_003e),
         insn(0x20, 0, 0, 0),
         // Numbers of x32 end the process; -1 is left to the default.
-        insn(0x35, 1, 0, 0x4000_0000),
+        insn(0x35, 0, 1, 0x4000_0000),
+        insn(0x35, 0, 1, 0xffff_ffff),
         insn(0x06, 0, 0, 0x0005_0026),
-        insn(0x35, 1, 0, 0xffff_ffff),
         insn(0x06, 0, 0, 0x8000_0000),
-        insn(0x06, 0, 0, 0x0005_0026),
     ];
     assert_eq!((filter.program.as_slice(), filter.flags, filter.listener.is_some()), (&want[..], 0, false));
 }

@@ -152,7 +152,7 @@ fn random_profile(random: &mut Random, arches: &[Arch], names: &[&str]) -> Secco
     for _ in 0..1 + random.below(size.min(40)) {
         let (action, errno_ret) = if mixed { random.pick(&ACTIONS) } else { one_action };
         let many = if random.one_in(3) { 1 + random.below(8) } else { 1 };
-        let names = (0..many).map(|_| random.pick(&few).to_owned()).collect();
+        let names = (0..many).map(|_| random.pick(&few).to_owned().into()).collect();
         let count = random.pick(&[0, 0, 1, 1, 1, 2, 3]);
         let arg = |random: &mut Random| SyscallArg {
             index: random.below(6) as u32,
@@ -206,7 +206,7 @@ fn rules_for<'a>(profile: &'a Seccomp, arches: &[Arch], call: &Call) -> (Vec<&'a
         .filter(|(_, row)| row[*arch as usize] as u32 == call.number && call.number != u32::MAX)
         .map(|(name, _)| *name)
         .collect();
-    let of_it = |rule: &&SyscallRule| rule.names.iter().any(|name| names.contains(&name.as_str()));
+    let of_it = |rule: &&SyscallRule| rule.names.iter().any(|name| names.contains(&&**name));
     (profile.syscalls.iter().filter(of_it).collect(), if arch.is_wide() { u64::MAX } else { u64::from(u32::MAX) })
 }
 
@@ -324,7 +324,7 @@ fn the_default_profile_is_podmans_with_the_calls_of_newer_kernels() {
     // And libseccomp would make the same of it.
     let mut profile = default::profile(Arch::X86_64, &names(&some));
     let known = known_names();
-    profile.syscalls.iter_mut().for_each(|rule| rule.names.retain(|name| known.contains(&name.as_str())));
+    profile.syscalls.iter_mut().for_each(|rule| rule.names.retain(|name| known.contains(&&**name)));
     let arches = [Arch::X86_64, Arch::X86, Arch::X32];
     let theirs = oracle.program(&profile, &arches).unwrap();
     let ours = compile_for(&profile, Arch::X86_64).unwrap().program;
