@@ -28,11 +28,7 @@ pub fn check(config: &Config) -> Result<()> {
 /// Checks a process, of a container or one that joins it.
 pub fn check_process(process: &Process) -> Result<()> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    let table = [
-        (set(&process.apparmor_profile), "process.apparmorProfile"),
-        (set(&process.selinux_label), "process.selinuxLabel"),
-    ];
-    refuse_first(&table)
+    refuse_first(&[(set(&process.selinux_label), "process.selinuxLabel")])
 }
 
 fn check_linux(linux: &Linux) -> Result<()> {
@@ -126,7 +122,6 @@ mod tests {
             ("/hooks/prestart", json!([{"path": "x"}]), "hooks.prestart"),
             ("/hooks/poststop", json!([{"path": "/x", "timeout": 0}]), "hooks.poststop"),
             ("/vm", json!({}), "vm"),
-            ("/process/apparmorProfile", json!("p"), "process.apparmorProfile"),
             ("/process/selinuxLabel", json!("l"), "process.selinuxLabel"),
             ("/linux/mountLabel", json!("l"), "linux.mountLabel"),
             ("/linux/intelRdt", json!({}), "linux.intelRdt"),

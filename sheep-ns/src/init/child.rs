@@ -62,7 +62,7 @@ fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result
     let old_umask = umask(Mode::empty());
     die_with_parent(channel)?;
     setsid().context("setsid")?;
-    plan.program.note_pid()?;
+    plan.program.look_into_proc()?;
     if cgroup && plan.new & flag(NamespaceKind::Cgroup) != 0 {
         // Not by clone3: that roots the namespace at the parent's group.
         sys::unshare(flag(NamespaceKind::Cgroup)).context("cgroup namespace")?;

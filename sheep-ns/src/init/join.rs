@@ -65,7 +65,7 @@ fn way(join: &Join, channel: &Channel, begin: &Begin) -> Result<Infallible> {
     die_with_parent(channel)?;
     setsid().context("setsid")?;
     join.affinity.in_the_group()?;
-    join.program.note_pid()?;
+    join.program.look_into_proc()?;
     if let Some(value) = join.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", value.to_string()).context("process.oomScoreAdj")?;
     }

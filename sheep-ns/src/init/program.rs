@@ -15,6 +15,7 @@ use rustix::thread::{
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
+use super::apparmor;
 use super::tuning::Tuning;
 use crate::caps::{self, CapSets};
 use crate::exit::{self, Kind};
@@ -37,6 +38,7 @@ pub struct Program {
     unknown_caps: Vec<String>,
     limits: Vec<(Resource, Rlimit)>,
     tuning: Tuning,
+    profile: Option<apparmor::Profile>,
     no_new_privileges: bool,
     /// Descriptors that stay open besides 0, 1 and 2: from 3 on.
     preserve_fds: u32,
@@ -88,6 +90,7 @@ impl Program {
             unknown_caps,
             limits: limits(&process.rlimits)?,
             tuning: Tuning::new(process, linux)?,
+            profile: apparmor::Profile::new(process.apparmor_profile.as_deref())?,
             no_new_privileges: process.no_new_privileges,
             preserve_fds,
             filter: linux.seccomp.as_ref().map(seccomp::compile).transpose()?,
@@ -107,9 +110,10 @@ impl Program {
         Ok(())
     }
 
-    /// To be called while /proc is still the host's.
-    pub fn note_pid(&self) -> Result<()> {
-        self.agent.as_ref().map_or(Ok(()), Agent::note_pid)
+    /// Takes what it needs of /proc, while that is still the host's.
+    pub fn look_into_proc(&self) -> Result<()> {
+        self.agent.as_ref().map_or(Ok(()), Agent::note_pid)?;
+        self.profile.as_ref().map_or(Ok(()), apparmor::Profile::open)
     }
 
     /// Names in the profile that are no system calls anywhere: nothing becomes of them.
@@ -192,9 +196,11 @@ pub fn become_user(program: &Program, setgroups: bool, old_umask: Mode, keep: &m
     // Before the change of directory, so that no path leads to a descriptor of ours (CVE-2024-21626).
     let mut keep = keep.to_vec();
     keep.extend(program.agent.as_ref().map(|agent| raw(agent.socket())));
+    keep.extend(program.profile.as_ref().and_then(apparmor::Profile::file));
     close_all_but(3 + program.preserve_fds, &mut keep).context("close what the program shall not have")?;
     let entered = enter_cwd(program);
     own_pipes(&program.user);
+    program.profile.as_ref().map_or(Ok(()), apparmor::Profile::tell)?;
     if !program.no_new_privileges {
         // A privilege, which the next steps take away: so all of them must be allowed by the filter, as with other runtimes.
         program.load_filter()?;

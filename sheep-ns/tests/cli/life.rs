@@ -116,7 +116,7 @@ fn settings_that_are_not_done_are_refused() {
     let bundle = world.path("bundle");
     let table = [
         ("/linux/seccomp", json!({"defaultAction": "ALLOW"}), "linux.seccomp"),
-        ("/process/apparmorProfile", json!("x"), "process.apparmorProfile"),
+        ("/process/apparmorProfile", json!("sheep-no-such"), "process.apparmorProfile sheep-no-such: "),
         ("/process/selinuxLabel", json!("x"), "process.selinuxLabel"),
         ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),

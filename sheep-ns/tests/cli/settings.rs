@@ -95,7 +95,7 @@ fn a_process_that_joins_has_them_too() {
     world.ok(&["delete", "--force", "set-join"]);
 }
 
-/// A source with files of three owners; two in a mount below.
+/// A source with files of two owners.
 fn owned(world: &World) -> String {
     let dir = world.dir.join("owned");
     fs::create_dir_all(dir.join("below")).unwrap();
@@ -159,6 +159,24 @@ fn idmapped_mounts() {
     for (entry, words) in table {
         world.bundle("true", |config| config["mounts"].as_array_mut().unwrap().push(entry));
         world.fails(&["run", "-b", &world.path("bundle"), "set-idmap"], 125, words);
+    }
+}
+
+/// `idmap` is for the mount itself, `ridmap` also for what is mounted below.
+#[test]
+fn idmapped_mounts_and_what_is_below() {
+    let world = World::new();
+    let source = owned(&world);
+    let maps = json!([{"containerID": 0, "hostID": 5000, "size": 10}]);
+    for (word, below) in [("idmap", "1 1"), ("ridmap", "5001 5001")] {
+        world.bundle("cd /m; stat -c '%u %g' one below/one", |config| {
+            let mount = json!({"destination": "/m", "type": "bind", "source": source, "options": ["rbind", word],
+                "uidMappings": maps, "gidMappings": maps});
+            config["mounts"].as_array_mut().unwrap().push(mount);
+        });
+        let command = world.ns(&["run", "-b", &world.path("bundle"), "set-below"]);
+        let ending = among_private_mounts(&command, &format!("mount --bind {source} {source}/below && exec \"$@\""));
+        assert_eq!(String::from_utf8_lossy(&ending.stdout), format!("5001 5001\n{below}\n"), "{word}: {ending:?}");
     }
 }
 

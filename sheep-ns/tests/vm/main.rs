@@ -7,6 +7,7 @@
 #[allow(dead_code, reason = "shared with the tests that need no machine of their own")]
 mod harness;
 
+mod apparmor;
 mod changed;
 mod delegated;
 mod felt;
