@@ -6,5 +6,6 @@
 mod buildah;
 mod bundle;
 mod containerd;
+mod docker;
 mod harness;
 mod podman;

@@ -260,6 +260,36 @@ fn podman_as_it_is_on_such_a_host() {
     assert_eq!(seen, "ran\n5\nmachine.slice\nactive\nexec\npaused\nexited 0\n137\nmachine-a.slice\n");
 }
 
+#[test]
+fn docker_as_it_is_on_such_a_host() {
+    let world = World::new();
+    let script = format!("runtime={NS}\n")
+        + r#"
+        systemctl start dbus.service
+        # A service, as on such a host; its containers are not in its group.
+        systemd-run -q --unit docker-test -p StandardError=file:$DIR/dockerd.log /usr/sbin/dockerd --host unix:///run/docker.sock --data-root /run/docker-data \
+            --exec-root /run/docker-exec --pidfile /run/docker.pid --storage-driver vfs --iptables=false --ip6tables=false --bridge none \
+            --exec-opt native.cgroupdriver=systemd --add-runtime sheep=$runtime --default-runtime sheep --log-level warn
+        export DOCKER_HOST=unix:///run/docker.sock
+        for i in $(seq 200); do docker version >/dev/null 2>&1 && break; sleep 0.05; done
+        tar -C root -c . | docker import - box >/dev/null
+        docker run --rm --network none box sh -c 'echo ran; exit 5' || echo $?
+        id=$(docker run -d --name one --network none box sh -c 'trap "exit 0" TERM; while :; do sleep 0.1; done')
+        show docker-$id.scope Slice; show docker-$id.scope ActiveState
+        docker exec one sh -c 'echo exec'
+        docker pause one >/dev/null; docker inspect -f '{{.State.Status}}' one; docker unpause one >/dev/null
+        docker stop -t 20 one >/dev/null; docker inspect -f '{{.State.Status}} {{.State.ExitCode}}' one
+        docker start one >/dev/null; docker rm -f one >/dev/null
+        id=$(docker run -d --cgroup-parent machine-a.slice --name two --network none box sleep 1000)
+        show docker-$id.scope Slice
+        docker rm -f two >/dev/null
+        for i in $(seq 100); do [ "$(groups)" ] || break; sleep 0.05; done; groups
+        systemctl stop docker-test.service
+        "#;
+    let seen = machine(&world, &script);
+    assert_eq!(seen, "ran\n5\nsystem.slice\nactive\nexec\npaused\nexited 0\nmachine-a.slice\n");
+}
+
 /// Runs a script in which `p` is the podman of an ordinary user, who has a systemd; gives its output.
 fn users_podman(world: &World, script: &str) -> String {
     let conf = "[containers]\npids_limit = 0\n[engine]\ncgroup_manager = \"systemd\"\nevents_logger = \"none\"\n";
