@@ -31,8 +31,13 @@ pub fn to_us(tree: &Tree) -> Result<Option<String>> {
 
 /// The group of this process, from the tree's root. `None` where it is out of sight.
 pub fn own_group() -> Result<Option<String>> {
-    let file = "/proc/self/cgroup";
-    let text = fs::read_to_string(file).context(file)?;
+    group_of("self")
+}
+
+/// The group of a process, from the tree's root. `None` where it is out of sight.
+pub fn group_of(pid: &str) -> Result<Option<String>> {
+    let file = format!("/proc/{pid}/cgroup");
+    let text = fs::read_to_string(&file).context(file)?;
     Ok(own_path(&text).map(str::to_owned))
 }
 

@@ -146,6 +146,22 @@ impl Cgroup {
         }
     }
 
+    /// The group in which a process that joins a container is born: the one at `path`. Where the container has given its controllers to
+    /// groups below, the kernel takes no process there, and it is the one of the first process `pid`, which is below then
+    /// (cgroup-v2.html, "No Internal Process Constraint"). `None` where it is gone.
+    pub fn to_join(path: &str, pid: i32) -> Result<Option<Cgroup>> {
+        let Some(group) = Cgroup::open(path)? else { return Ok(None) };
+        let context = || format!("control group {path}/cgroup.subtree_control");
+        if tree::read(group.dir(), "cgroup.subtree_control").with_context(context)?.trim().is_empty() {
+            return Ok(Some(group));
+        }
+        let first = delegated::group_of(&pid.to_string())?;
+        match first.filter(|first| first.starts_with(&format!("{}/", path.trim_end_matches('/')))) {
+            Some(first) => Cgroup::open(&first),
+            None => Ok(Some(group)),
+        }
+    }
+
     /// The name of the scope that it was made in.
     pub fn scope(&self) -> Option<&str> {
         self.scope.as_deref()

@@ -196,3 +196,25 @@ fn devices() {
     let seen = world.run(&["run", "-b", &bundle, "devices"]);
     assert_eq!(seen.out, "not permitted\n1\n", "{seen:?}");
 }
+
+/// A container that gives its controllers to groups of its own, as systemd in one does, has no process in its group itself.
+#[test]
+#[ignore = "for scripts/vm test"]
+fn who_joins_is_where_the_first_process_is() {
+    let world = World::new();
+    let script = "cd /sys/fs/cgroup && mkdir init && echo 1 > init/cgroup.procs && echo +pids > cgroup.subtree_control && echo up && exec sleep 1000";
+    world.bundle(script, |config| {
+        config["linux"]["resources"]["pids"] = json!({"limit": 20});
+        for mount in config["mounts"].as_array_mut().unwrap() {
+            if mount["destination"] == "/sys/fs/cgroup" {
+                mount["options"] = json!(["nosuid", "noexec", "nodev"]);
+            }
+        }
+    });
+    world.create("joined");
+    assert_eq!(world.ok(&["exec", "joined", "cat", "/proc/self/cgroup"]), "0::/\n");
+    world.ok(&["start", "joined"]);
+    wait("the groups", || !limit("joined", "cgroup.subtree_control").is_empty());
+    assert_eq!(world.ok(&["exec", "joined", "cat", "/proc/self/cgroup"]), "0::/init\n");
+    gone(&world, "joined");
+}

@@ -74,7 +74,7 @@ pub fn run(global: &Global, args: &Exec) -> Result<u8> {
     let pidfd_socket = absolute(args.pidfd_socket.as_deref())?;
     let pidfd_socket = pidfd_socket.map(|path| connect(&path, "--pidfd-socket")).transpose()?;
     let group = match (&record.cgroup, args.cgroup.as_deref()) {
-        (Some(path), None) => Some(Cgroup::open(path)?.ok_or_else(running)?),
+        (Some(path), None) => Some(Cgroup::to_join(path, process.pid)?.ok_or_else(running)?),
         (Some(path), Some(below)) => Some(group_below(path, below)?),
         (None, None) => None,
         (None, Some(_)) => {
