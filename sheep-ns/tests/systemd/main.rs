@@ -213,6 +213,8 @@ fn limits_and_weights() {
         # What is too much ends it.
         jq '.process.args[2] = "dd if=/dev/zero of=/dev/shm/x bs=1048576 count=50 2>/dev/null" | .linux.resources.memory = {"limit": 33554432, "swap": 33554432}' bundle/config.json >new && mv new bundle/config.json
         code=0; $NS --systemd-cgroup run -b bundle c || code=$?; echo $code; gone
+        # One shot, without a bundle.
+        $NS --systemd-cgroup exec --rootfs root -m 48m -- sh -c 'cat /proc/self/cgroup /sys/fs/cgroup/memory.max'; gone
         "#,
     );
     // The group has them, and of what it shares with others the scope, too.
@@ -225,7 +227,7 @@ fn limits_and_weights() {
     };
     let want = looks(79, 4950, 64 << 20, 20)
         + &looks(20, 4950, 96 << 20, 30)
-        + "CPUWeight=20\ncpu.weight:20\ncontainer/cpu.weight:20\n137\n";
+        + "CPUWeight=20\ncpu.weight:20\ncontainer/cpu.weight:20\n137\n0::/\n50331648\n";
     assert_eq!(seen, want);
 }
 
