@@ -32,6 +32,6 @@ if [ "${4-}" = inside ]; then
 fi
 . "$DIR/group.sh" sheep-engines
 # The group is entered first: the namespace begins where its maker is. In the background, since a wait can be interrupted.
-sh -c 'echo $$ >"$1"/cgroup.procs; shift; exec "$@"' sh "$group" timeout --signal=KILL 180 \
+sh -c 'echo $$ >"$1"/cgroup.procs; shift; exec "$@"' sh "$group" timeout --signal=KILL 900 \
     unshare --mount --net --pid --cgroup --fork --kill-child --propagation private bash "$0" "$DIR" "$RUNTIME" "$SCRIPT" inside &
 wait $!
