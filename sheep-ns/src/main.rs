@@ -7,12 +7,17 @@ use sheep_ns::{exit, log, protect};
 
 #[global_allocator]
 static MEMORY: sheep_ns::Arena = sheep_ns::Arena::new();
+/// What a command takes that starts a program, of which the most is for its command line.
+const MEMORY_OF_A_START: usize = 288 * 1024;
 
 fn main() -> ExitCode {
     let runs = protect::is_needed(std::env::args_os().skip(1));
     if runs && let Err(error) = protect::protect() {
         exit::warn("sheep-ns", &format!("{error:#}"));
         return ExitCode::from(exit::code(&error, true));
+    }
+    if runs {
+        MEMORY.populate(MEMORY_OF_A_START);
     }
     let words: Vec<_> = std::env::args_os().collect();
     let cli = match cli::parse(&words) {
