@@ -14,7 +14,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -164,7 +164,7 @@ pub fn from_flags(flags: &SpecFlags, args: &[OsString]) -> Result<Config> {
         }
         (None, Some(rootfs)) => {
             let root = open_root(rootfs)?;
-            let rootfs = fs::canonicalize(rootfs).with_context(|| rootfs.display().to_string())?;
+            let rootfs = place_of(&root, rootfs).with_context(|| rootfs.display().to_string())?;
             (Input { rootfs: Name(rootfs.into()), ..Input::default() }, Some(root))
         }
         (None, None) => (Input { rootfs: "rootfs".into(), ..Input::default() }, File::open("rootfs").ok()),
@@ -288,6 +288,14 @@ pub fn build(flags: &SpecFlags, args: &[OsString], input: &Input, seen: &Seen) -
         }),
         ..Config::default()
     })
+}
+
+/// Where a directory is that was opened at `path`. The kernel knows, in one call; where there is no /proc the path is resolved name by name.
+fn place_of(dir: &File, path: &Path) -> io::Result<PathBuf> {
+    match fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())) {
+        Ok(place) if place.is_absolute() => Ok(place),
+        _ => fs::canonicalize(path),
+    }
 }
 
 /// An unprivileged user has one id inside and no say over groups.

@@ -57,9 +57,6 @@ pub fn wait(child: &Child, signals: &Signals, master: Option<OwnedFd>, unhandled
     let (stdin, stdout) = (io::stdin(), io::stdout());
     let raw = match &master {
         Some(master) => {
-            if !tty::has_size(master.as_fd()) {
-                tty::copy_size(stdin.as_fd(), master.as_fd());
-            }
             // A write of more than there is room for must not keep signals waiting.
             let flags = rustix::fs::fcntl_getfl(master).context("terminal")?;
             rustix::fs::fcntl_setfl(master, flags | rustix::fs::OFlags::NONBLOCK).context("terminal")?;

@@ -13,14 +13,17 @@ use crate::oci;
 use crate::sys;
 
 /// The slave end for an opened ptmx. It is asked of the master itself, not looked up by a path that the container could
-/// have made lead elsewhere.
+/// have made lead elsewhere. Without a `size` it has that of our stdin, before a program can ask for it.
 pub fn open_pair(master: OwnedFd, size: Option<oci::ConsoleSize>) -> Result<(OwnedFd, OwnedFd)> {
     unlockpt(&master).context("terminal: unlock")?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = ioctl_tiocgptpeer(&master, flags).context("terminal: slave end")?;
-    if let Some(size) = size {
-        let size = Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(&slave, size).context("terminal: size")?;
+    match size {
+        Some(size) => {
+            let size = Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
+            tcsetwinsize(&slave, size).context("terminal: size")?;
+        }
+        None => copy_size(std::io::stdin().as_fd(), slave.as_fd()),
     }
     Ok((master, slave))
 }
@@ -66,18 +69,13 @@ impl Drop for Raw<'_> {
     }
 }
 
-/// Gives the container's terminal the size of ours. Where ours is none, or has no size, it is left as it is.
-pub fn copy_size(ours: BorrowedFd<'_>, master: BorrowedFd<'_>) {
+/// Gives the container's terminal, of which `end` is one, the size of ours. Where ours is none, or has no size, it is left as it is.
+pub fn copy_size(ours: BorrowedFd<'_>, end: BorrowedFd<'_>) {
     if let Ok(size) = tcgetwinsize(ours)
         && (size.ws_row, size.ws_col) != (0, 0)
     {
-        let _ = tcsetwinsize(master, size);
+        let _ = tcsetwinsize(end, size);
     }
-}
-
-/// Whether the terminal has a size, as `consoleSize` gives it one.
-pub fn has_size(master: BorrowedFd<'_>) -> bool {
-    tcgetwinsize(master).is_ok_and(|size| (size.ws_row, size.ws_col) != (0, 0))
 }
 
 /// Bytes on their way in one direction.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, poll};
 use serde_json::Value;
 
 /// The binary under test.
@@ -220,10 +222,14 @@ pub fn end_of(child: &mut Child) -> i32 {
 }
 
 /// Reads from a child's stdout until it has said `words`.
-pub fn read_until(from: &mut impl Read, words: &str) -> String {
+pub fn read_until(from: &mut (impl Read + AsFd), words: &str) -> String {
     let mut text = Vec::new();
     let mut byte = [0u8; 1];
     while !String::from_utf8_lossy(&text).contains(words) {
+        // A terminal whose other end the test itself has open never ends.
+        let mut fds = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+        let came = poll(&mut fds, 60_000u16).unwrap();
+        assert!(came > 0, "nothing more after {:?}", String::from_utf8_lossy(&text));
         match from.read(&mut byte) {
             Ok(1..) => text.extend_from_slice(&byte),
             end => panic!("{end:?} after {:?}", String::from_utf8_lossy(&text)),
