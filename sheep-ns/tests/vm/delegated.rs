@@ -6,13 +6,14 @@ use std::process::{Command, Stdio};
 
 use crate::harness::{Ending, World, wait};
 
-const GROUP: &str = "/sys/fs/cgroup/delegated";
+const GROUP: &str = "/sys/fs/cgroup/above/delegated";
 
 /// A group of the user `sheeptest`, as systemd makes one with Delegate=, and in it one for the user's own processes.
 fn delegate() {
     let script = format!(
-        "for c in cpu memory pids; do echo +$c > /sys/fs/cgroup/cgroup.subtree_control; done
-         mkdir {GROUP} && cd {GROUP} && chown sheeptest . cgroup.procs cgroup.threads cgroup.subtree_control &&
+        "mkdir -p {GROUP}
+         for c in cpu memory pids; do for g in /sys/fs/cgroup {GROUP}/..; do echo +$c > $g/cgroup.subtree_control; done; done
+         cd {GROUP} && chown sheeptest . cgroup.procs cgroup.threads cgroup.subtree_control &&
          mkdir own && chown -R sheeptest own"
     );
     assert!(Command::new("sh").args(["-ec", &script]).status().unwrap().success());
@@ -69,9 +70,10 @@ fn a_user_has_limits_there() {
     let root = world.path("root");
     let ending = ns_in(&world, &own, &["exec", "--rootfs", &root, "-m", "16m", "--", "true"]);
     assert_eq!((ending.code, ending.err.as_str()), (0, ""));
-    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "-cpu").unwrap_err();
+    let above = format!("{GROUP}/../cgroup.subtree_control");
+    fs::write(&above, "-cpu").unwrap_err();
     fs::write(format!("{GROUP}/cgroup.subtree_control"), "-cpu").unwrap();
-    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "-cpu").unwrap();
+    fs::write(&above, "-cpu").unwrap();
     let ending = ns_in(&world, &own, &["exec", "--rootfs", &root, "--cpu-quota", "50000", "--", "true"]);
     assert!(ending.code == 125 && ending.err.contains("cpu limit") && ending.err.lines().count() == 1, "{ending:?}");
     // A group with processes of its own cannot have children with limits.
@@ -86,4 +88,5 @@ fn a_user_has_limits_there() {
     assert!(!Path::new(&format!("{GROUP}/sheep")).exists());
     fs::remove_dir(&own).unwrap();
     fs::remove_dir(GROUP).unwrap();
+    fs::remove_dir(Path::new(GROUP).parent().unwrap()).unwrap();
 }
