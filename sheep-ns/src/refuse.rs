@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::exit;
 use crate::hooks;
 use crate::init::plan::sysctl_path;
-use crate::oci::{Config, Linux, NamespaceKind, Process};
+use crate::oci::{Config, Linux, NO_ID, NamespaceKind, Process};
 
 /// Checks a whole configuration. Pure.
 pub fn check(config: &Config) -> Result<()> {
@@ -28,13 +28,28 @@ pub fn check(config: &Config) -> Result<()> {
 /// Checks a process, of a container or one that joins it.
 pub fn check_process(process: &Process) -> Result<()> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    refuse_first(&[(set(&process.selinux_label), "process.selinuxLabel")])
+    refuse_first(&[(set(&process.selinux_label), "process.selinuxLabel")])?;
+    check_id("process.user.uid", process.user.uid)?;
+    check_id("process.user.gid", process.user.gid)?;
+    process.user.additional_gids.iter().try_for_each(|gid| check_id("process.user.additionalGids", *gid))
+}
+
+fn check_id(what: &str, id: u32) -> Result<()> {
+    if id == NO_ID {
+        return Err(exit::usage(format!("{what}: {id} is no id")));
+    }
+    Ok(())
 }
 
 fn check_linux(linux: &Linux) -> Result<()> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let table = [(set(&linux.mount_label), "linux.mountLabel"), (linux.intel_rdt.is_some(), "linux.intelRdt")];
-    refuse_first(&table)
+    refuse_first(&table)?;
+    for device in &linux.devices {
+        check_id("linux.devices: uid", device.uid.unwrap_or(0))?;
+        check_id("linux.devices: gid", device.gid.unwrap_or(0))?;
+    }
+    Ok(())
 }
 
 fn check_namespaces(config: &Config, linux: &Linux) -> Result<()> {

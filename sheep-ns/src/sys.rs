@@ -131,8 +131,8 @@ pub fn dup_to(fd: BorrowedFd<'_>, to: RawFd, cloexec: bool) -> io::Result<()> {
     check(unsafe { libc::dup3(fd.as_raw_fd(), to, flags) }.into())
 }
 
-/// Puts the default action back for every signal that may have another: exec passes on which are ignored, and that is our caller's affair (nohup,
-/// a shell's background job) or our own (Rust's runtime ignores SIGPIPE), not the program's.
+/// Puts the default action back for every signal that may have another: exec passes on which are ignored, and that is our
+/// caller's affair (nohup, a shell's background job) or our own (Rust's runtime ignores SIGPIPE), not the program's.
 pub fn default_signals() {
     for signal in (1..32).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal)) {
         // SAFETY: installs no handler.

@@ -24,7 +24,6 @@ use crate::rootfs::mount::text;
 use crate::rootfs::resolve::{self, Make};
 use crate::seccomp::agent::{self, Agent};
 use crate::seccomp::{self, Filter};
-use crate::spec::user::check_id;
 use crate::sys;
 
 /// A program and what it starts with, checked and in the form the kernel takes.
@@ -54,7 +53,7 @@ pub struct Program {
 
 impl Program {
     /// Checks a process of config.json, and what the container's `linux` says of its processes. Errors: no arguments, a
-    /// relative directory, an id that is none, a NUL byte, an unknown limit or setting.
+    /// relative directory, a NUL byte, an unknown limit or setting.
     pub fn new(process: &oci::Process, linux: &oci::Linux, preserve_fds: u32) -> Result<Program> {
         let (Some(first), cwd) = (process.args.first(), process.cwd.as_path()) else {
             return Err(exit::usage("process.args: no command to run"));
@@ -66,10 +65,6 @@ impl Program {
         if !cwd.is_absolute() {
             return Err(exit::usage(format!("process.cwd {:?}: must be absolute", cwd.display())));
         }
-        let user = &process.user;
-        check_id("process.user.uid", user.uid)?;
-        let gids = user.additional_gids.iter().map(|gid| ("process.user.additionalGids", *gid));
-        [("process.user.gid", user.gid)].into_iter().chain(gids).try_for_each(|(what, gid)| check_id(what, gid))?;
         let strings = |what: &str, names: &[oci::Name]| {
             names
                 .iter()
@@ -85,7 +80,7 @@ impl Program {
             needs_home: !env.iter().any(|variable| variable.as_bytes().starts_with(b"HOME=")),
             env,
             cwd: CString::new(cwd.as_os_str().as_bytes()).map_err(|_| exit::usage("process.cwd: has a NUL byte"))?,
-            user: user.clone(),
+            user: process.user.clone(),
             caps,
             unknown_caps,
             limits: limits(&process.rlimits)?,
@@ -298,7 +293,7 @@ fn new_keyring() -> Result<()> {
 }
 
 /// Only of this thread, which execs: what may be there besides it is the thread that spoke to the filter's agent, and ends with that.
-/// The C library would have all threads do it, with eleven system calls for each of ours.
+/// The C library would have all threads do it, with four system calls for each of ours.
 fn change_user(program: &Program, setgroups: bool) -> Result<()> {
     let user = &program.user;
     if program.caps.any() && user.uid != 0 {

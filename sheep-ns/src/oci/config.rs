@@ -233,6 +233,9 @@ pub struct ConsoleSize {
     pub width: u16,
 }
 
+/// No user and no group: setresuid(2) and chown(2) take it for "unchanged", and a program would stay who starts it.
+pub const NO_ID: u32 = u32::MAX;
+
 /// Who a process is; ids as seen inside the container's user namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -12,7 +12,6 @@ use super::mount::{attach, attach_in, clone_tree};
 use super::resolve::{self, Make};
 use crate::exit;
 use crate::oci;
-use crate::spec::user::check_id;
 use crate::sys;
 
 /// A device node, checked.
@@ -72,10 +71,7 @@ fn node(device: &oci::Device) -> Result<Node> {
     };
     let number = makedev(part(device.major, "major")?, part(device.minor, "minor")?);
     let mode = device.file_mode.unwrap_or(0o666) & 0o7777;
-    let owner = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
-    check_id("linux.devices: uid", owner.0)?;
-    check_id("linux.devices: gid", owner.1)?;
-    Ok(Node { path: path.into(), kind, number, mode, owner })
+    Ok(Node { path: path.into(), kind, number, mode, owner: (device.uid.unwrap_or(0), device.gid.unwrap_or(0)) })
 }
 
 /// Makes the nodes and the links beneath `root`. With `bind` the host's are bound: in a user namespace no node can be

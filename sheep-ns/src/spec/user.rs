@@ -14,6 +14,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 
 use crate::exit;
+use crate::oci::NO_ID;
 
 /// A larger file of users than this is no file of users.
 const MOST_BYTES: u64 = 16 << 20;
@@ -122,20 +123,12 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|b| *b == b'\n').map(<[u8]>::trim_ascii)
 }
 
-/// 2^32-1 is no user or group: setresuid(2) and chown(2) take it for "unchanged", and a program would run as who we are. Usage (2).
-pub fn check_id(what: &str, id: u32) -> Result<()> {
-    if id == u32::MAX {
-        return Err(exit::usage(format!("{what}: {id} is no id")));
-    }
-    Ok(())
-}
-
 /// A user or group id in digits.
 fn id(text: &[u8]) -> Option<u32> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    std::str::from_utf8(text).ok()?.parse().ok().filter(|id| check_id("", *id).is_ok())
+    std::str::from_utf8(text).ok()?.parse().ok().filter(|id| *id != NO_ID)
 }
 
 /// The content of a file inside the root directory; empty where there is none.

@@ -285,7 +285,7 @@ fn docker_as_it_is_on_such_a_host() {
         id=$(docker run -d --cgroup-parent machine-a.slice --name two --network none box sleep 1000)
         show docker-$id.scope Slice
         docker rm -f two >/dev/null
-        for i in $(seq 100); do [ "$(groups)" ] || break; sleep 0.05; done; groups
+        gone
         systemctl stop docker-test.service
         "#;
     let seen = machine(&world, &script);

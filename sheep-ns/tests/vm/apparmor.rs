@@ -37,7 +37,7 @@ fn a_profile_is_in_force() {
         });
         assert_eq!(world.run(&["run", "-b", &world.path("bundle"), "app-run"]).out, confined, "{no_new_privileges}");
     }
-    // As another user, with its own user namespace, without /proc.
+    // As another user, and without /proc.
     with_profile(&world, look, "sheep-test", |config| config["process"]["user"] = json!({"uid": 1000, "gid": 1000}));
     assert_eq!(world.run(&["run", "-b", &world.path("bundle"), "app-user"]).out, confined);
     with_profile(&world, "cat /etc/closed || echo closed", "sheep-test", |config| {
