@@ -18,6 +18,7 @@ pub mod protect;
 pub mod refuse;
 pub mod rootfs;
 pub mod seccomp;
+pub mod selinux;
 pub mod spec;
 pub mod state;
 pub mod supervise;

@@ -27,8 +27,6 @@ pub fn check(config: &Config) -> Result<()> {
 
 /// Checks a process, of a container or one that joins it.
 pub fn check_process(process: &Process) -> Result<()> {
-    let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    refuse_first(&[(set(&process.selinux_label), "process.selinuxLabel")])?;
     check_id("process.user.uid", process.user.uid)?;
     check_id("process.user.gid", process.user.gid)?;
     process.user.additional_gids.iter().try_for_each(|gid| check_id("process.user.additionalGids", *gid))
@@ -42,9 +40,9 @@ fn check_id(what: &str, id: u32) -> Result<()> {
 }
 
 fn check_linux(linux: &Linux) -> Result<()> {
-    let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    let table = [(set(&linux.mount_label), "linux.mountLabel"), (linux.intel_rdt.is_some(), "linux.intelRdt")];
-    refuse_first(&table)?;
+    if linux.intel_rdt.is_some() {
+        return Err(not_done("linux.intelRdt"));
+    }
     for device in &linux.devices {
         check_id("linux.devices: uid", device.uid.unwrap_or(0))?;
         check_id("linux.devices: gid", device.gid.unwrap_or(0))?;
@@ -103,13 +101,6 @@ fn check_sysctl(key: &str, linux: &Linux) -> Result<()> {
     Ok(())
 }
 
-fn refuse_first(table: &[(bool, &str)]) -> Result<()> {
-    match table.iter().find(|(set, _)| *set) {
-        Some((_, name)) => Err(not_done(name)),
-        None => Ok(()),
-    }
-}
-
 fn not_done(name: &str) -> anyhow::Error {
     exit::usage(format!("{name}: not supported; take it out of config.json to run without it"))
 }
@@ -137,8 +128,6 @@ mod tests {
             ("/hooks/prestart", json!([{"path": "x"}]), "hooks.prestart"),
             ("/hooks/poststop", json!([{"path": "/x", "timeout": 0}]), "hooks.poststop"),
             ("/vm", json!({}), "vm"),
-            ("/process/selinuxLabel", json!("l"), "process.selinuxLabel"),
-            ("/linux/mountLabel", json!("l"), "linux.mountLabel"),
             ("/linux/intelRdt", json!({}), "linux.intelRdt"),
             ("/linux/namespaces", json!([{"type": "uts"}]), "new mount namespace"),
             ("/linux/namespaces", json!([{"type": "mount", "path": "/x"}, {"type": "uts"}]), "new mount namespace"),

@@ -3,7 +3,7 @@
 //! [`plan`] checks everything that can be checked before; [`parent`] clones; [`child`] sets up from the inside and ends in
 //! [`program`]'s execve. They talk over a [`channel`].
 
-mod apparmor;
+mod attr;
 pub mod channel;
 pub mod child;
 pub mod join;

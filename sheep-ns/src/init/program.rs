@@ -15,7 +15,7 @@ use rustix::thread::{
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::apparmor;
+use super::attr::Attributes;
 use super::tuning::Tuning;
 use crate::caps::{self, CapSets};
 use crate::exit::{self, Kind};
@@ -37,7 +37,7 @@ pub struct Program {
     unknown_caps: Vec<String>,
     limits: Vec<(Resource, Rlimit)>,
     tuning: Tuning,
-    profile: Option<apparmor::Profile>,
+    attributes: Attributes,
     no_new_privileges: bool,
     /// Descriptors that stay open besides 0, 1 and 2: from 3 on.
     preserve_fds: u32,
@@ -85,7 +85,7 @@ impl Program {
             unknown_caps,
             limits: limits(&process.rlimits)?,
             tuning: Tuning::new(process, linux)?,
-            profile: apparmor::Profile::new(process.apparmor_profile.as_deref())?,
+            attributes: Attributes::new(process)?,
             no_new_privileges: process.no_new_privileges,
             preserve_fds,
             filter: linux.seccomp.as_ref().map(seccomp::compile).transpose()?,
@@ -108,7 +108,7 @@ impl Program {
     /// Takes what it needs of /proc, while that is still the host's.
     pub fn look_into_proc(&self) -> Result<()> {
         self.agent.as_ref().map_or(Ok(()), Agent::note_pid)?;
-        self.profile.as_ref().map_or(Ok(()), apparmor::Profile::open)
+        self.attributes.open()
     }
 
     /// Names in the profile that are no system calls anywhere: nothing becomes of them.
@@ -187,15 +187,16 @@ pub fn become_user(program: &Program, setgroups: bool, old_umask: Mode, keep: &m
         })?;
     }
     program.tuning.apply()?;
+    program.attributes.tell_of_keys()?;
     new_keyring()?;
     // Before the change of directory, so that no path leads to a descriptor of ours (CVE-2024-21626).
     let mut keep = keep.to_vec();
     keep.extend(program.agent.as_ref().map(|agent| raw(agent.socket())));
-    keep.extend(program.profile.as_ref().and_then(apparmor::Profile::file));
+    keep.extend(program.attributes.files());
     close_all_but(3 + program.preserve_fds, &mut keep).context("close what the program shall not have")?;
     let entered = enter_cwd(program);
     own_pipes(&program.user);
-    program.profile.as_ref().map_or(Ok(()), apparmor::Profile::tell)?;
+    program.attributes.tell()?;
     if !program.no_new_privileges {
         // A privilege, which the next steps take away: so all of them must be allowed by the filter, as with other runtimes.
         program.load_filter()?;

@@ -10,16 +10,19 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 
 use super::mount::{attach, clone_tree};
 use super::{dev, resolve};
+use crate::selinux::Label;
 use crate::sys;
 
 /// Hides the paths: a file behind /dev/null, a directory behind an empty one. What is not there needs no hiding.
-pub fn mask(root: BorrowedFd<'_>, paths: &[PathBuf]) -> Result<()> {
+/// `label` is that of the empty directories.
+pub fn mask(root: BorrowedFd<'_>, paths: &[PathBuf], label: Option<&Label>) -> Result<()> {
     let mut null: Option<OwnedFd> = None;
     let mut empty: Option<OwnedFd> = None;
     for path in paths {
         let Some(target) = find(root, path, "maskedPaths")? else { continue };
-        let (cover, make): (&mut Option<OwnedFd>, fn() -> Result<OwnedFd>) =
-            if resolve::is_dir(target.as_fd())? { (&mut empty, empty_dir) } else { (&mut null, null_file) };
+        let is_dir = resolve::is_dir(target.as_fd())?;
+        let cover = if is_dir { &mut empty } else { &mut null };
+        let make = || if is_dir { empty_dir(label) } else { null_file() };
         let cover = match cover {
             Some(first) => clone_tree(first.as_fd(), Path::new(""), false),
             None => Ok(make().with_context(|| format!("maskedPaths: {}", path.display()))?),
@@ -61,10 +64,13 @@ fn null_file() -> Result<OwnedFd> {
     Ok(tree)
 }
 
-fn empty_dir() -> Result<OwnedFd> {
+fn empty_dir(label: Option<&Label>) -> Result<OwnedFd> {
     let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(tmpfs.as_fd(), c"size", c"4k")?;
     fsconfig_set_string(tmpfs.as_fd(), c"mode", c"755")?;
+    if let Some(label) = label {
+        fsconfig_set_string(tmpfs.as_fd(), c"context", label.text())?;
+    }
     fsconfig_create(tmpfs.as_fd())?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID

@@ -23,6 +23,7 @@ use rustix::process::{chdir, fchdir, pivot_root};
 
 use crate::exit;
 use crate::oci;
+use crate::selinux::Label;
 use crate::sys;
 use mount::{Mount, Surroundings, attach, clone_tree};
 
@@ -40,6 +41,8 @@ pub struct Plan {
     own_cgroup_namespace: bool,
     masked: Vec<PathBuf>,
     read_only_paths: Vec<PathBuf>,
+    /// Of the file systems that are made for it.
+    label: Option<Label>,
 }
 
 /// Which device nodes work inside.
@@ -76,6 +79,10 @@ impl Plan {
     pub fn new(config: &oci::Config, linux: &oci::Linux, devices: Devices) -> Result<Plan> {
         let root = config.root.as_ref().ok_or_else(|| exit::usage("root: the config names no root directory"))?;
         let mut mounts = config.mounts.iter().map(plan_mount).collect::<Result<Vec<_>>>()?;
+        let label = Label::new("linux.mountLabel", linux.mount_label.as_deref())?;
+        for mount in mounts.iter_mut().filter(|mount| mount.options.bind.is_none()) {
+            mount.label.clone_from(&label);
+        }
         if devices == Devices::OnlyDefault {
             mounts.iter_mut().for_each(forbid_nodes);
         }
@@ -102,6 +109,7 @@ impl Plan {
             own_cgroup_namespace: linux.namespace(oci::NamespaceKind::Cgroup).is_some(),
             masked,
             read_only_paths,
+            label,
         })
     }
 }
@@ -133,7 +141,7 @@ fn plan_mount(entry: &oci::Mount) -> Result<Mount> {
     if options.bind.is_some() && source.as_os_str().is_empty() {
         return Err(exit::usage(format!("mounts: {}: a bind mount needs a source", target.display())));
     }
-    Ok(Mount { target: target.to_owned(), kind, source, options, tree: None })
+    Ok(Mount { target: target.to_owned(), kind, source, options, label: None, tree: None })
 }
 
 fn propagation(word: Option<&str>) -> Result<Propagation> {
@@ -226,7 +234,7 @@ pub fn enter(plan: &Plan, root: Root) -> Result<()> {
         sys::mount_setattr(tree.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0).context("read-only tmpfs")?;
     }
     mask::read_only(root.as_fd(), &plan.read_only_paths)?;
-    mask::mask(root.as_fd(), &plan.masked)?;
+    mask::mask(root.as_fd(), &plan.masked, plan.label.as_ref())?;
     if plan.readonly {
         sys::mount_setattr(root.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0).context("root.readonly")?;
     }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::fs::{CWD, fstatfs};
+use rustix::fs::{CWD, Mode, OFlags, XattrFlags, fsetxattr, fstatfs, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
@@ -15,6 +15,7 @@ use rustix::mount::{
 use super::copyup;
 use super::options::Options;
 use super::resolve::{self, Make};
+use crate::selinux::{self, Label};
 use crate::sys;
 
 /// A mount, checked.
@@ -28,6 +29,8 @@ pub struct Mount {
     pub source: PathBuf,
     /// How.
     pub options: Options,
+    /// The label of its files, for a file system of its own; those that it shares with the host keep theirs.
+    pub label: Option<Label>,
     /// The source of a bind, with its options in force, where it was taken hold of before the clone.
     pub tree: Option<OwnedFd>,
 }
@@ -42,6 +45,12 @@ pub struct Surroundings {
 }
 
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+
+const MQUEUE: &str = "mqueue";
+
+/// File systems of which the kernel has one, or whose files belong to it: the policy says what their labels are.
+const HOST_WIDE: [&str; 10] =
+    ["proc", "sysfs", "cgroup", "cgroup2", "bpf", "debugfs", "tracefs", "securityfs", "configfs", "binfmt_misc"];
 
 /// Files of /proc that engines give a container views of; anything else of /proc stays the kernel's.
 const PROC_FILES: [&str; 11] = [
@@ -180,9 +189,37 @@ fn new_mount(mount: &Mount, kind: &str, attributes: u64) -> Result<OwnedFd> {
         }
         .map_err(|e| explained(e, &format!("option {key}")))?;
     }
+    let label = mount.label.as_ref().filter(|_| !HOST_WIDE.contains(&kind));
+    if let Some(label) = label.filter(|_| kind != MQUEUE && !mount.options.data.iter().any(|(key, _)| key == "context"))
+    {
+        fsconfig_set_string(fs, c"context", label.text()).map_err(|e| label_error(label, e))?;
+    }
     fsconfig_create(fs).map_err(|e| explained(e, "create"))?;
     let attributes = MountAttrFlags::from_bits_retain((attributes & u64::from(u32::MAX)) as u32);
-    fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| explained(e, "mount"))
+    let tree = fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| explained(e, "mount"))?;
+    if let Some(label) = label.filter(|_| kind == MQUEUE) {
+        label_root(tree.as_fd(), label).map_err(|e| label_error(label, e))?;
+    }
+    Ok(tree)
+}
+
+/// The queues of an ipc namespace are there before they are mounted, and take no `context` any more: their directory gets the label as
+/// a file does. A policy that gives them one kind of label for all says that it cannot.
+fn label_root(tree: BorrowedFd<'_>, label: &Label) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(tree, c".", flags, Mode::empty())?;
+    match fsetxattr(&root, c"security.selinux", label.text().as_bytes(), XattrFlags::empty()) {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        done => done,
+    }
+}
+
+fn label_error(label: &Label, e: Errno) -> anyhow::Error {
+    let asked = format!("linux.mountLabel {}", label.text());
+    match e {
+        Errno::INVAL => anyhow!("{asked}: {}", selinux::UNKNOWN),
+        e => anyhow::Error::from(e).context(asked),
+    }
 }
 
 /// What the kernel says about the last failure of an fsopen context, without its severity letter.
@@ -201,6 +238,7 @@ fn cgroup(mount: &Mount, around: Surroundings) -> Result<OwnedFd> {
         kind: "cgroup2".into(),
         source: "cgroup2".into(),
         options: Options { data: Vec::new(), ..mount.options.clone() },
+        label: None,
         tree: None,
     };
     let mut attributes = mount.options.set;

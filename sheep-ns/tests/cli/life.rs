@@ -117,8 +117,8 @@ fn settings_that_are_not_done_are_refused() {
     let table = [
         ("/linux/seccomp", json!({"defaultAction": "ALLOW"}), "linux.seccomp"),
         ("/process/apparmorProfile", json!("sheep-no-such"), "process.apparmorProfile sheep-no-such: "),
-        ("/process/selinuxLabel", json!("x"), "process.selinuxLabel"),
-        ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
+        ("/process/selinuxLabel", json!("x"), "process.selinuxLabel x: "),
+        ("/linux/mountLabel", json!("x"), "linux.mountLabel x: "),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
         ("/linux/netDevices", json!({"no-such-device": {}}), "no such device"),
         ("/linux/netDevices", json!({"lo": {"name": "longer-than-15-bytes"}}), "linux.netDevices"),

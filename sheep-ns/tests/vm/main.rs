@@ -11,6 +11,7 @@ mod apparmor;
 mod changed;
 mod delegated;
 mod felt;
+mod selinux;
 
 use std::fs;
 use std::path::{Path, PathBuf};
