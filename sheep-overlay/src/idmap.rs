@@ -79,7 +79,7 @@ pub fn apply(text: &str, lowers: &[Lower]) -> Result<Vec<Lower>> {
         let fd = tree
             .with_context(|| format!("--idmap: lower {} (its file system may not allow it)", lower.path.display()))?;
         let stat = rustix::fs::fstat(&fd)?;
-        Ok(Lower { fd, path: lower.path.clone(), stat })
+        Ok(Lower { fd, path: lower.path.clone(), stat, detached: true })
     };
     lowers.iter().map(mapped).collect()
 }

@@ -24,6 +24,8 @@ pub struct Lower {
     pub path: PathBuf,
     /// Its mode, owner and times, when it was opened.
     pub stat: Stat,
+    /// The descriptor is of a mount that is mounted nowhere (`--idmap`): the path leads to the same files, shown otherwise.
+    pub detached: bool,
 }
 
 impl Lower {
@@ -95,7 +97,7 @@ pub fn open_one(path: &Path) -> Result<Lower> {
         return Err(exit::not_found(format!("lower {}: the directory has been deleted", path.display())));
     }
     let path = path_of(&fd).or_else(|_| std::fs::canonicalize(path)).with_context(|| path.display().to_string())?;
-    Ok(Lower { fd, path, stat })
+    Ok(Lower { fd, path, stat, detached: false })
 }
 
 /// A lower in the data directory's `overlay/`: the merged view of a mounted overlay is fine, and so is the upper of one

@@ -120,7 +120,7 @@ pub fn exchange(overlay: &mut Overlay, lowers: &[Lower], points: &[PathBuf], old
     });
     let alone = unmounted.and_then(|()| freeze_elsewhere(&hold, old));
     if let Err(error) = alone {
-        put_back(&hold, mounts, points, gone.get(), &aside).context("undo")?;
+        put_back(hold, mounts, points, gone.get(), &aside).context("undo")?;
         return Err(error);
     }
     drop(mounts);
@@ -200,10 +200,11 @@ fn unmount_top(point: &Path) -> Result<(), NotUnmounted> {
 }
 
 /// Puts the old file system back on the points that it is gone from, and takes the new mounts out beneath it.
-fn put_back(hold: &OwnedFd, mounts: Vec<OwnedFd>, points: &[PathBuf], gone: usize, aside: &Path) -> Result<()> {
+fn put_back(hold: OwnedFd, mounts: Vec<OwnedFd>, points: &[PathBuf], gone: usize, aside: &Path) -> Result<()> {
+    let mut hold = Some(hold);
     for (number, (mount, point)) in mounts.into_iter().zip(points).enumerate() {
         if number < gone {
-            let old = clone_of(Path::new(&format!("/proc/self/fd/{}", hold.as_raw_fd())))?;
+            let old = hold.take().map_or_else(|| clone_of(&points[0]), Ok)?;
             move_mount(&old, "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         }
         kernel::slip_out(mount, point, aside)?;

@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags, fstatfs, fstatvfs, mknodat, openat, unlinkat,
 };
@@ -22,7 +23,7 @@ use rustix::mount::{
     move_mount, open_tree,
 };
 
-use crate::lowers::{Lower, open_path};
+use crate::lowers::{self, Lower, open_path};
 use crate::mountpoint::{self, Mount};
 
 /// The most lowers that the kernel stacks (`OVL_MAX_STACK`).
@@ -32,7 +33,7 @@ pub const MAX_LOWERS: usize = 500;
 const INITIAL_USER_NS: u64 = 0xEFFF_FFFD;
 
 /// What to mount.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Stack<'a> {
     /// The lower directories, bottom first.
     pub lowers: &'a [&'a Lower],
@@ -51,6 +52,12 @@ pub struct Stack<'a> {
     pub volatile: bool,
     /// Whether this is outside the initial user namespace ([`in_user_namespace`]).
     pub user_namespace: bool,
+}
+
+impl Stack<'_> {
+    fn has_detached(&self) -> bool {
+        self.lowers.iter().any(|lower| lower.detached)
+    }
 }
 
 /// Why there is no mount, in the kernel's words where it had any.
@@ -120,6 +127,12 @@ enum Way {
 
 /// Mounts an overlay, private, and returns what is then mounted on `merged`. On failure nothing is left mounted.
 pub fn mount(stack: &Stack) -> Result<Option<Mount>, Refused> {
+    if stack.has_detached() {
+        let mount = new_mount_of_detached(stack)?;
+        move_mount(&mount, "", CWD, stack.merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(Refused::at("move_mount"))?;
+        return finish(stack);
+    }
     for way in [Way::Descriptors, Way::ProcStrings] {
         match mount_by(way, stack) {
             Ok(()) => return finish(stack),
@@ -178,6 +191,9 @@ struct Parts<'a> {
 /// each point; `None` where this kernel cannot (before Linux 6.5, or nothing may come beneath the mount there), and then
 /// nothing is mounted. `aside` is a directory that is not there, for [`slip_out`].
 pub fn mount_beneath(stack: &Stack, points: &[PathBuf], aside: &Path) -> Result<Option<Vec<OwnedFd>>, Refused> {
+    if stack.has_detached() {
+        return put_beneath(new_mount_of_detached(stack)?, points, aside);
+    }
     for way in [Way::Descriptors, Way::ProcStrings] {
         match with_parts(stack, |parts| new_mount(way, stack, parts)) {
             Ok(mount) => return put_beneath(mount, points, aside),
@@ -196,22 +212,23 @@ fn put_beneath(mount: OwnedFd, points: &[PathBuf], aside: &Path) -> Result<Optio
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::from_bits_retain(AtFlags::EMPTY_PATH.bits());
     let mut mounts = vec![mount];
-    while mounts.len() < points.len() {
-        mounts.push(open_tree(&mounts[0], "", clone).map_err(Refused::at("open_tree"))?);
-    }
-    let mut placed: Vec<OwnedFd> = Vec::new();
-    for (mount, point) in mounts.into_iter().zip(points) {
-        match move_mount(&mount, "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | BENEATH) {
-            Ok(()) => placed.push(mount),
-            Err(errno) => {
-                for (mount, point) in placed.into_iter().zip(points) {
-                    slip_out(mount, point, aside)?;
-                }
-                return if errno == Errno::INVAL { Ok(None) } else { Err(Refused::at("move_mount")(errno)) };
-            }
+    for (number, point) in points.iter().enumerate() {
+        // The others are copies of the first one, of which there is none before it has its place (Linux 6.15).
+        let copied = match number {
+            0 => Ok(()),
+            _ => open_tree(&mounts[0], "", clone).map(|copy| mounts.push(copy)).map_err(Refused::at("open_tree")),
+        };
+        let placed = copied.and_then(|()| {
+            move_mount(&mounts[number], "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | BENEATH)
+                .map_err(Refused::at("move_mount"))
+        });
+        let Err(refused) = placed else { continue };
+        for (mount, point) in mounts.into_iter().zip(points.iter().take(number)) {
+            slip_out(mount, point, aside)?;
         }
+        return if refused.errno == Errno::INVAL { Ok(None) } else { Err(refused) };
     }
-    Ok(Some(placed))
+    Ok(Some(mounts))
 }
 
 /// Takes a mount that was put beneath another one out again. That other one is moved aside for a moment, which its users do
@@ -261,6 +278,54 @@ fn mount_by(way: Way, stack: &Stack) -> Result<(), Failure> {
     })
 }
 
+/// Makes the overlay of a stack in which lowers are mounted nowhere, mounted nowhere itself.
+fn new_mount_of_detached(stack: &Stack) -> Result<OwnedFd, Refused> {
+    match with_parts(stack, |parts| new_mount(Way::Descriptors, stack, parts)) {
+        Ok(mount) => Ok(mount),
+        // Before Linux 6.15, OverlayFS takes directories from mounts of the caller's mount namespace only.
+        Err(Failure::Refused(Refused { errno: Errno::INVAL, .. }) | Failure::UnknownWay) => {
+            std::thread::scope(|scope| {
+                let thread = std::thread::Builder::new().spawn_scoped(scope, || in_a_namespace(stack));
+                let thread = thread.map_err(|e| failed("start a thread", &e.into()))?;
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        }
+        Err(Failure::Refused(refused)) => Err(refused),
+    }
+}
+
+/// Makes the overlay in a mount namespace of this thread alone, where the lowers can be mounted and nobody sees them; OverlayFS makes
+/// copies of their mounts, and the namespace ends with the thread, however that ends.
+fn in_a_namespace(stack: &Stack) -> Result<OwnedFd, Refused> {
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|e| Refused::at("mount namespace")(Errno::from_raw_os_error(e as i32)))?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(Refused::at("mount namespace"))?;
+    // The other directories are opened again: what was opened before the namespace was made is not of it.
+    let again = |lower: &&Lower| match lower.detached {
+        // A copy of a shared mount would hand on what is mounted on it, which the next one is.
+        true => crate::sys::make_private(&lower.fd)
+            .and_then(|()| move_mount(&lower.fd, "", CWD, stack.merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH))
+            .map(|()| None)
+            .map_err(Refused::at("move_mount")),
+        false => lowers::open_one(&lower.path).map(Some).map_err(|e| failed("open lower", &e)),
+    };
+    let opened = stack.lowers.iter().map(again).collect::<Result<Vec<_>, _>>()?;
+    let lowers: Vec<&Lower> =
+        opened.iter().zip(stack.lowers).map(|(opened, lower)| opened.as_ref().unwrap_or(lower)).collect();
+    let stack = &Stack { lowers: &lowers, ..*stack };
+    match with_parts(stack, |parts| new_mount(Way::ProcStrings, stack, parts)) {
+        Err(Failure::UnknownWay) => {}
+        Err(Failure::Refused(refused)) => return Err(refused),
+        Ok(mount) => return Ok(mount),
+    }
+    match mount_by(Way::OldMount, stack) {
+        Ok(()) => open_tree(CWD, stack.merged, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+            .map_err(Refused::at("open_tree")),
+        Err(Failure::Refused(refused)) => Err(refused),
+        Err(Failure::UnknownWay) => Err(Refused::at("mount overlay")(Errno::NOSYS)),
+    }
+}
+
 /// Opens what is to be stacked, and does `act` with it.
 fn with_parts<T>(stack: &Stack, act: impl FnOnce(&Parts) -> Result<T, Failure>) -> Result<T, Failure> {
     let mut lowers: Vec<BorrowedFd> = stack.lowers.iter().rev().map(|lower| lower.fd.as_fd()).collect();
@@ -304,8 +369,13 @@ fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<OwnedFd, Failure>
         }
     }
     if let Some((upper, work)) = parts.writable {
-        set_dir("upperdir", upper).map_err(|e| refused("upperdir", e))?;
-        set_dir("workdir", work).map_err(|e| refused("workdir", e))?;
+        for (key, dir, path) in [("upperdir", upper, stack.upper), ("workdir", work, stack.work)] {
+            let set = match way {
+                Way::Descriptors => fsconfig_set_fd(&fs, key, dir),
+                _ => fsconfig_set_string(&fs, key, own_path(dir, path)),
+            };
+            set.map_err(|e| refused(key, e))?;
+        }
         if stack.volatile {
             fsconfig_set_flag(&fs, "volatile").map_err(|e| refused("volatile", e))?;
         }
@@ -338,7 +408,8 @@ fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<OwnedFd, Failure>
 
 fn old_mount(stack: &Stack, parts: &Parts) -> Result<(), Failure> {
     let mut options = old_options(stack, parts);
-    if options.len() >= 4096 {
+    // A path leads to what a lower that is mounted nowhere is a view of.
+    if options.len() >= 4096 || stack.has_detached() {
         options = short_options(stack, parts);
     }
     if options.len() >= 4096 {
@@ -384,7 +455,8 @@ fn short_options(stack: &Stack, parts: &Parts) -> Vec<u8> {
     let lowers: Vec<String> = parts.lowers.iter().map(|dir| proc_path(*dir)).collect();
     let mut options = format!("lowerdir={}", lowers.join(":"));
     if let Some((upper, work)) = parts.writable {
-        options.push_str(&format!(",upperdir={},workdir={}", proc_path(upper), proc_path(work)));
+        let (upper, work) = (own_path(upper, stack.upper), own_path(work, stack.work));
+        options.push_str(&format!(",upperdir={upper},workdir={work}"));
     }
     options.push_str(&old_flags(stack));
     options.into_bytes()
@@ -403,6 +475,15 @@ fn escape(path: &Path, special: &[u8], out: &mut Vec<u8>) {
         }
         out.push(*byte);
     }
+}
+
+/// A directory that is nobody's but the overlay's, as a string for the kernel: its path, so that the table of mounts tells it, where
+/// nothing in that needs escaping and fsconfig(2) takes as much.
+fn own_path(dir: BorrowedFd, path: &Path) -> String {
+    let plain = |text: &&str| {
+        text.len() < 256 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@".contains(&byte))
+    };
+    path.to_str().filter(plain).map_or_else(|| proc_path(dir), str::to_owned)
 }
 
 fn proc_path(dir: BorrowedFd) -> String {
@@ -473,9 +554,11 @@ pub fn in_use_elsewhere(upper: &Path, dir: &Path) -> bool {
             rustix::fs::mkdir(made, Mode::RWXU)?;
         }
         let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_set_fd(&fs, "lowerdir+", open_path(upper)?)?;
-        fsconfig_set_fd(&fs, "upperdir", open_path(&inner[0])?)?;
-        fsconfig_set_fd(&fs, "workdir", open_path(&inner[1])?)?;
+        // As strings, which every kernel takes; before Linux 6.5 it follows them at the end only.
+        let dirs = [open_path(upper)?, open_path(&inner[0])?, open_path(&inner[1])?];
+        for (key, dir) in ["lowerdir", "upperdir", "workdir"].into_iter().zip(&dirs) {
+            fsconfig_set_string(&fs, key, proc_path(dir.as_fd()))?;
+        }
         fsconfig_set_string(&fs, "index", "on")?;
         // Or its end would sync the whole file system.
         fsconfig_set_flag(&fs, "volatile")?;
@@ -511,7 +594,6 @@ pub fn settle_volatile(upper: &Path, work: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lowers;
     use crate::state::DataRoot;
     use std::ffi::OsStr;
     use std::fs;
@@ -596,6 +678,45 @@ mod tests {
             works_by(way, 1, true);
             works_by(way, 2, true);
         }
+    }
+
+    #[test]
+    fn lowers_that_are_mounted_nowhere_are_mounted_in_a_namespace_for_kernels_that_want_it() {
+        assert!(rustix::process::geteuid().is_root(), "needs root: run scripts/test as root");
+        let top = std::env::temp_dir().join(format!("sheep-kernel-{}", crate::state::new_id().unwrap()));
+        let root = DataRoot::open(Some(&top)).unwrap();
+        let place = |name: &str| root.path().join(name);
+        for name in ["a", "b", "own", "upper", "work", "merged"] {
+            fs::create_dir(place(name)).unwrap();
+            fs::write(place(name).join(name), "").unwrap();
+        }
+        fs::remove_file(place("work/work")).unwrap();
+        let opened = lowers::open(&root, None, &[place("a"), place("b")]).unwrap();
+        let own = lowers::open_one(&place("own")).unwrap();
+        let (upper, work, merged) = (place("upper"), place("work"), place("merged"));
+        for make in [new_mount_of_detached, |stack: &Stack| {
+            std::thread::scope(|scope| scope.spawn(|| in_a_namespace(stack)).join().unwrap())
+        }] {
+            let mapped = crate::idmap::apply("b:0:1000:100", &opened).unwrap();
+            let stack = Stack {
+                lowers: &mapped.iter().chain([&own]).collect::<Vec<_>>(),
+                upper: &upper,
+                work: &work,
+                merged: &merged,
+                read_only: false,
+                volatile: false,
+                propagate: false,
+                user_namespace: false,
+            };
+            let mount = make(&stack).unwrap();
+            // Nothing is seen of it but by its descriptor.
+            assert!(mountpoint::at(&merged).unwrap().is_none());
+            let owners = ["a", "b", "own", "upper"].map(|name| {
+                rustix::fs::statat(&mount, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| (stat.st_uid, stat.st_gid))
+            });
+            assert_eq!(owners, [Ok((1000, 1000)), Ok((1000, 1000)), Ok((0, 0)), Ok((0, 0))]);
+        }
+        fs::remove_dir_all(top).unwrap();
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn as_podmans_mount_program() {
     let world = World::root();
     places(&world);
     let script = format!(
-        "mount --make-rprivate /; mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup; mkdir -p tree/bin; cp /bin/busybox tree/bin/busybox; ln -s busybox tree/bin/sh; tar -C tree -cf tree.tar .; \
+        "mount --make-rprivate /; [ ! -e /sys/fs/cgroup/unified ] || mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup; mkdir -p tree/bin; cp /bin/busybox tree/bin/busybox; ln -s busybox tree/bin/sh; tar -C tree -cf tree.tar .; \
          podman() {{ command podman --root $PWD/store --runroot $PWD/run --cgroup-manager cgroupfs --storage-driver overlay \
          --storage-opt overlay.mount_program={}/sbin/mount.sheep \"$@\"; }}; \
          podman import -q tree.tar shown >/dev/null; \

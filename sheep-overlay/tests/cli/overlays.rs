@@ -230,7 +230,7 @@ fn p26_the_mount_is_private() {
     let world = World::root();
     world.lower("low", &["a"]);
     let data = world.data.display();
-    sh(&format!("mkdir {data}; mount --bind {data} {data}; mount --make-shared {data}"));
+    sh(&format!("mkdir {data}; mount --bind {data} {data}; mount --make-private {data}; mount --make-shared {data}"));
     world.mount("ov", &["low"]);
     let line = sh(&format!("grep {} /proc/self/mountinfo | grep merged", world.dir.display()));
     assert!(!line.contains("shared:"), "{line}");
