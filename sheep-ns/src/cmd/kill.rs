@@ -16,9 +16,12 @@ pub fn run(global: &Global, args: &Kill) -> Result<u8> {
     let signal = parse(&args.signal)?;
     let root = state_root(global)?;
     let record = root.read(&args.id)?;
-    let sent = if args.all { all(&record, signal)? } else { first(&record, signal)? };
-    if !sent {
-        return Err(exit::busy(format!("container {} is not running", args.id)));
+    if args.all {
+        // That nobody is left is what was wanted, as with runc.
+        all(&record, signal)?;
+    } else if !first(&record, signal)? {
+        // containerd knows by these words that it has ended, and removes it then.
+        return Err(exit::busy(format!("container not running: {}", args.id)));
     }
     Ok(0)
 }
@@ -33,8 +36,8 @@ fn first(record: &Record, signal: i32) -> Result<bool> {
     }
 }
 
-/// Signals every process of the container; `false` when there is none.
-fn all(record: &Record, signal: i32) -> Result<bool> {
+/// Signals every process of the container.
+fn all(record: &Record, signal: i32) -> Result<()> {
     let group = match &record.cgroup {
         Some(path) => Cgroup::open(path)?,
         None => None,
@@ -42,28 +45,26 @@ fn all(record: &Record, signal: i32) -> Result<bool> {
     let Some(group) = group else {
         // With its first process, a pid namespace's others go too.
         if record.own_pid_namespace && signal == libc::SIGKILL {
-            return first(record, signal);
+            return first(record, signal).map(drop);
         }
         return Err(exit::usage("kill --all: the container has no control group to find its processes by"));
     };
-    let found = group.pids()?;
     if signal == libc::SIGKILL {
-        group.kill()?;
-        return Ok(!found.is_empty());
+        return group.kill();
     }
+    let found = group.pids()?;
     let handles: Vec<_> =
         found.iter().filter_map(|pid| Some((*pid, pidfd_open(*pid, PidfdFlags::empty()).ok()?))).collect();
     // Who is still in the group when the handle is open is the one that was meant.
     let still: Vec<Pid> = group.pids()?;
-    let mut sent = false;
     for (_, handle) in handles.iter().filter(|(pid, _)| still.contains(pid)) {
         match sys::pidfd_send(handle, signal) {
-            Ok(()) => sent = true,
+            Ok(()) => {}
             Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) => {}
             Err(e) => return Err(e).context("signal a process of the container"),
         }
     }
-    Ok(sent)
+    Ok(())
 }
 
 /// A signal by name (`TERM`, `SIGTERM`, `term`, `RTMIN+1`) or number. Usage (2) for what is none.

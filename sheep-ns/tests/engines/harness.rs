@@ -68,6 +68,11 @@ impl World {
         World { dir }
     }
 
+    /// One more file for the scripts, at `$DIR/NAME`.
+    pub fn put(&self, name: &str, text: &str) {
+        fs::write(self.dir.join(name), text).unwrap();
+    }
+
     /// Runs a script of [`STEPS`] on two machines; every step must have the same outcome. Gives the outcome.
     pub fn same(&self, script: &str) -> String {
         let (peer, peers_errors) = self.machine(PEER, script);

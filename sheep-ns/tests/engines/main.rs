@@ -6,6 +6,7 @@
 mod buildah;
 mod bundle;
 mod containerd;
+mod cri;
 mod docker;
 mod harness;
 mod podman;

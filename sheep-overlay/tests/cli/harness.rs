@@ -247,6 +247,13 @@ fn mounts_below(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The version of the kernel.
+pub fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
 /// Runs a shell script that must succeed.
 #[track_caller]
 pub fn sh(script: &str) -> String {
