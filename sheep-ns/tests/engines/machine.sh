@@ -34,4 +34,13 @@ fi
 # The group is entered first: the namespace begins where its maker is. In the background, since a wait can be interrupted.
 sh -c 'echo $$ >"$1"/cgroup.procs; shift; exec "$@"' sh "$group" timeout --signal=KILL 900 \
     unshare --mount --net --pid --cgroup --fork --kill-child --propagation private bash "$0" "$DIR" "$RUNTIME" "$SCRIPT" inside &
-wait $!
+machine=$!
+if [ -n "$(cat "$group/cgroup.controllers")" ]; then
+    # Those who wait for the machine make room, too.
+    until [ -d "$group/test" ] || ! kill -0 $machine 2>/dev/null; do sleep 0.05; done
+    mkdir "$group/outer"
+    # Read before it is changed.
+    mapfile -t processes <"$group/cgroup.procs"
+    for process in "${processes[@]}"; do echo "$process" >"$group/outer/cgroup.procs" || true; done
+fi
+wait $machine

@@ -199,8 +199,11 @@ fn p48_snapshots_that_are_killed_lose_nothing() {
     let world = World::user();
     own_lower(&world, &["a"]);
     world.run(&["mount", "--id", "ov", "low"]).ok();
+    let begin = std::time::Instant::now();
+    world.run(&["snapshot", "ov"]).ok();
+    let whole = begin.elapsed();
     let mut made = 0;
-    for round in 0..60u64 {
+    for round in 0..60u32 {
         world.run(&["exec", "ov", "sh", "-c", &format!("echo {round} > f{}", round % 5)]).ok();
         let seen = |world: &World| world.run(&["exec", "ov", "sh", "-c", "grep . *"]).ok().out;
         let before = seen(&world);
@@ -211,7 +214,7 @@ fn p48_snapshots_that_are_killed_lose_nothing() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_micros(round * 400));
+        std::thread::sleep(whole * round / 50);
         let _ = child.kill();
         child.wait().unwrap();
         let collected = world.run(&["gc"]);
@@ -219,9 +222,9 @@ fn p48_snapshots_that_are_killed_lose_nothing() {
         assert_eq!(seen(&world), before, "round {round}");
         let record = world.run(&["inspect", "ov"]).json();
         assert!(record["overlay"].get("pending").is_none(), "round {round}: {record}");
-        made = record["overlay"]["snapshots"].as_array().map_or(0, Vec::len);
+        made = made.max(record["overlay"]["snapshots"].as_array().map_or(0, Vec::len));
     }
-    assert!(made > 0);
+    assert!(made > 1);
     world.run(&["umount", "ov"]).ok();
     world.is_clean();
 }
