@@ -27,6 +27,8 @@ pub fn check(config: &Config) -> Result<()> {
 
 /// Checks a process, of a container or one that joins it.
 pub fn check_process(process: &Process) -> Result<()> {
+    check_line("process.apparmorProfile", process.apparmor_profile.as_deref())?;
+    check_line("process.selinuxLabel", process.selinux_label.as_deref())?;
     check_id("process.user.uid", process.user.uid)?;
     check_id("process.user.gid", process.user.gid)?;
     process.user.additional_gids.iter().try_for_each(|gid| check_id("process.user.additionalGids", *gid))
@@ -39,7 +41,16 @@ fn check_id(what: &str, id: u32) -> Result<()> {
     Ok(())
 }
 
+/// Goes to the kernel as one line.
+fn check_line(what: &str, value: Option<&str>) -> Result<()> {
+    match value {
+        Some(value) if value.contains(['\0', '\n']) => Err(exit::usage(format!("{what} {value:?}: not one line"))),
+        _ => Ok(()),
+    }
+}
+
 fn check_linux(linux: &Linux) -> Result<()> {
+    check_line("linux.mountLabel", linux.mount_label.as_deref())?;
     if linux.intel_rdt.is_some() {
         return Err(not_done("linux.intelRdt"));
     }
@@ -128,6 +139,9 @@ mod tests {
             ("/hooks/prestart", json!([{"path": "x"}]), "hooks.prestart"),
             ("/hooks/poststop", json!([{"path": "/x", "timeout": 0}]), "hooks.poststop"),
             ("/vm", json!({}), "vm"),
+            ("/process/apparmorProfile", json!("p\n"), "process.apparmorProfile \"p\\n\": not one line"),
+            ("/process/selinuxLabel", json!("l\0"), "process.selinuxLabel \"l\\0\": not one line"),
+            ("/linux/mountLabel", json!("\nl"), "linux.mountLabel \"\\nl\": not one line"),
             ("/linux/intelRdt", json!({}), "linux.intelRdt"),
             ("/linux/namespaces", json!([{"type": "uts"}]), "new mount namespace"),
             ("/linux/namespaces", json!([{"type": "mount", "path": "/x"}, {"type": "uts"}]), "new mount namespace"),

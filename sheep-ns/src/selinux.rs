@@ -4,8 +4,6 @@
 use anyhow::{Result, anyhow};
 use rustix::fs::statfs;
 
-use crate::exit;
-
 /// What is wrong with a label that the kernel calls invalid.
 pub const UNKNOWN: &str = "the policy of this host knows no such label";
 
@@ -18,10 +16,10 @@ const SELINUX_MAGIC: u32 = 0xf97c_ff8c;
 pub struct Label(String);
 
 impl Label {
-    /// The label that `field` of config.json gives; an empty one is none. Errors: usage (2) for one that has a NUL byte or a line
-    /// break, and any label where SELinux is not in force, for a container that is less confined than it is said to be.
+    /// The label that `field` of config.json gives; an empty one is none. Any is an error where SELinux is not in force: the container
+    /// would be less confined than it is said to be.
     pub fn new(field: &str, label: Option<&str>) -> Result<Option<Label>> {
-        let Some(label) = a_line(field, label)? else { return Ok(None) };
+        let Some(label) = label.filter(|label| !label.is_empty()) else { return Ok(None) };
         if !statfs(INTERFACE).is_ok_and(|fs| fs.f_type as u32 == SELINUX_MAGIC) {
             return Err(anyhow!("{field} {label}: SELinux is not in force on this host (take it out of config.json)"));
         }
@@ -31,13 +29,5 @@ impl Label {
     /// As the kernel takes it.
     pub fn text(&self) -> &str {
         &self.0
-    }
-}
-
-/// A value of config.json that goes to the kernel as one line. An empty one is none; usage (2) for what is no line.
-pub fn a_line<'a>(field: &str, value: Option<&'a str>) -> Result<Option<&'a str>> {
-    match value.filter(|value| !value.is_empty()) {
-        Some(value) if value.contains(['\0', '\n']) => Err(exit::usage(format!("{field} {value:?}: not one line"))),
-        value => Ok(value),
     }
 }

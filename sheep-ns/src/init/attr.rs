@@ -48,10 +48,10 @@ struct Attribute {
 }
 
 impl Attributes {
-    /// Those of a process. Usage (2) for a name with a NUL byte or a line break; an error for a label where SELinux is not in force.
+    /// Those of a process. An empty name is none; any label is an error where SELinux is not in force.
     pub fn new(process: &oci::Process) -> Result<Attributes> {
         let mut program = Vec::new();
-        if let Some(name) = selinux::a_line("process.apparmorProfile", process.apparmor_profile.as_deref())? {
+        if let Some(name) = process.apparmor_profile.as_deref().filter(|name| !name.is_empty()) {
             program.push(Attribute {
                 asked: format!("process.apparmorProfile {name}"),
                 path: PROFILE,

@@ -127,24 +127,12 @@ enum Way {
 
 /// Mounts an overlay, private, and returns what is then mounted on `merged`. On failure nothing is left mounted.
 pub fn mount(stack: &Stack) -> Result<Option<Mount>, Refused> {
-    if stack.has_detached() {
-        let mount = new_mount_of_detached(stack)?;
-        move_mount(&mount, "", CWD, stack.merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .map_err(Refused::at("move_mount"))?;
-        return finish(stack);
+    match make(stack, true) {
+        Ok(mount) => attach(&mount, stack.merged)?,
+        Err(Failure::UnknownWay) => mount_by(Way::OldMount, stack)?,
+        Err(Failure::Refused(refused)) => return Err(refused),
     }
-    for way in [Way::Descriptors, Way::ProcStrings] {
-        match mount_by(way, stack) {
-            Ok(()) => return finish(stack),
-            Err(Failure::Refused(refused)) => return Err(refused),
-            Err(Failure::UnknownWay) => {}
-        }
-    }
-    match mount_by(Way::OldMount, stack) {
-        Ok(()) => finish(stack),
-        Err(Failure::Refused(refused)) => Err(refused),
-        Err(Failure::UnknownWay) => Err(Refused::at("mount overlay")(Errno::NOSYS)),
-    }
+    finish(stack)
 }
 
 enum Failure {
@@ -156,6 +144,15 @@ enum Failure {
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         Failure::Refused(refused)
+    }
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(refused) => refused,
+            Failure::UnknownWay => Refused::at("mount overlay")(Errno::NOSYS),
+        }
     }
 }
 
@@ -191,17 +188,11 @@ struct Parts<'a> {
 /// each point; `None` where this kernel cannot (before Linux 6.5, or nothing may come beneath the mount there), and then
 /// nothing is mounted. `aside` is a directory that is not there, for [`slip_out`].
 pub fn mount_beneath(stack: &Stack, points: &[PathBuf], aside: &Path) -> Result<Option<Vec<OwnedFd>>, Refused> {
-    if stack.has_detached() {
-        return put_beneath(new_mount_of_detached(stack)?, points, aside);
+    match make(stack, false) {
+        Ok(mount) => put_beneath(mount, points, aside),
+        Err(Failure::UnknownWay) => Ok(None),
+        Err(Failure::Refused(refused)) => Err(refused),
     }
-    for way in [Way::Descriptors, Way::ProcStrings] {
-        match with_parts(stack, |parts| new_mount(way, stack, parts)) {
-            Ok(mount) => return put_beneath(mount, points, aside),
-            Err(Failure::Refused(refused)) => return Err(refused),
-            Err(Failure::UnknownWay) => {}
-        }
-    }
-    Ok(None)
 }
 
 /// `MOVE_MOUNT_BENEATH`, which rustix has no name for yet.
@@ -272,31 +263,31 @@ fn mount_by(way: Way, stack: &Stack) -> Result<(), Failure> {
         }
         let mount = new_mount(way, stack, parts)?;
         // Detached, it has no other user; from here on it is seen.
-        move_mount(&mount, "", CWD, stack.merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .map_err(Refused::at("move_mount"))?;
-        Ok(())
+        Ok(attach(&mount, stack.merged)?)
     })
 }
 
-/// Makes the overlay of a stack in which lowers are mounted nowhere, mounted nowhere itself.
-fn new_mount_of_detached(stack: &Stack) -> Result<OwnedFd, Refused> {
-    match with_parts(stack, |parts| new_mount(Way::Descriptors, stack, parts)) {
-        Ok(mount) => Ok(mount),
+/// Makes the overlay, mounted nowhere yet. Where this kernel can only mount it at once, it is an unknown way; but with `old_mount` not if
+/// lowers are mounted nowhere, for which that is done out of sight.
+fn make(stack: &Stack, old_mount: bool) -> Result<OwnedFd, Failure> {
+    let by = |way| with_parts(stack, |parts| new_mount(way, stack, parts));
+    match by(Way::Descriptors) {
+        Err(Failure::UnknownWay) if !stack.has_detached() => by(Way::ProcStrings),
         // Before Linux 6.15, OverlayFS takes directories from mounts of the caller's mount namespace only.
-        Err(Failure::Refused(Refused { errno: Errno::INVAL, .. }) | Failure::UnknownWay) => {
+        Err(Failure::UnknownWay | Failure::Refused(Refused { errno: Errno::INVAL, .. })) if stack.has_detached() => {
             std::thread::scope(|scope| {
-                let thread = std::thread::Builder::new().spawn_scoped(scope, || in_a_namespace(stack));
+                let thread = std::thread::Builder::new().spawn_scoped(scope, || in_a_namespace(stack, old_mount));
                 let thread = thread.map_err(|e| failed("start a thread", &e.into()))?;
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             })
         }
-        Err(Failure::Refused(refused)) => Err(refused),
+        made => made,
     }
 }
 
 /// Makes the overlay in a mount namespace of this thread alone, where the lowers can be mounted and nobody sees them; OverlayFS makes
 /// copies of their mounts, and the namespace ends with the thread, however that ends.
-fn in_a_namespace(stack: &Stack) -> Result<OwnedFd, Refused> {
+fn in_a_namespace(stack: &Stack, old_mount: bool) -> Result<OwnedFd, Failure> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(|e| Refused::at("mount namespace")(Errno::from_raw_os_error(e as i32)))?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(Refused::at("mount namespace"))?;
@@ -304,9 +295,9 @@ fn in_a_namespace(stack: &Stack) -> Result<OwnedFd, Refused> {
     let again = |lower: &&Lower| match lower.detached {
         // A copy of a shared mount would hand on what is mounted on it, which the next one is.
         true => crate::sys::make_private(&lower.fd)
-            .and_then(|()| move_mount(&lower.fd, "", CWD, stack.merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH))
-            .map(|()| None)
-            .map_err(Refused::at("move_mount")),
+            .map_err(Refused::at("make private"))
+            .and_then(|()| attach(&lower.fd, stack.merged))
+            .map(|()| None),
         false => lowers::open_one(&lower.path).map(Some).map_err(|e| failed("open lower", &e)),
     };
     let opened = stack.lowers.iter().map(again).collect::<Result<Vec<_>, _>>()?;
@@ -314,16 +305,18 @@ fn in_a_namespace(stack: &Stack) -> Result<OwnedFd, Refused> {
         opened.iter().zip(stack.lowers).map(|(opened, lower)| opened.as_ref().unwrap_or(lower)).collect();
     let stack = &Stack { lowers: &lowers, ..*stack };
     match with_parts(stack, |parts| new_mount(Way::ProcStrings, stack, parts)) {
-        Err(Failure::UnknownWay) => {}
-        Err(Failure::Refused(refused)) => return Err(refused),
-        Ok(mount) => return Ok(mount),
+        Err(Failure::UnknownWay) if old_mount => {
+            mount_by(Way::OldMount, stack)?;
+            let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            Ok(open_tree(CWD, stack.merged, clone).map_err(Refused::at("open_tree"))?)
+        }
+        made => made,
     }
-    match mount_by(Way::OldMount, stack) {
-        Ok(()) => open_tree(CWD, stack.merged, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
-            .map_err(Refused::at("open_tree")),
-        Err(Failure::Refused(refused)) => Err(refused),
-        Err(Failure::UnknownWay) => Err(Refused::at("mount overlay")(Errno::NOSYS)),
-    }
+}
+
+/// Puts a mount that is mounted nowhere on a directory.
+fn attach(mount: &OwnedFd, point: &Path) -> Result<(), Refused> {
+    move_mount(mount, "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Refused::at("move_mount"))
 }
 
 /// Opens what is to be stacked, and does `act` with it.
@@ -355,12 +348,12 @@ fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<OwnedFd, Failure>
         opened => opened.map_err(Refused::at("fsopen(overlay)"))?,
     };
     let refused = |step: &str, errno: Errno| Refused { errno, step: step.to_owned(), reason: messages(&fs) };
-    let set_dir = |key: &str, dir: BorrowedFd| match way {
+    let set_dir = |key: &str, dir: BorrowedFd, own: Option<&Path>| match way {
         Way::Descriptors => fsconfig_set_fd(&fs, key, dir),
-        _ => fsconfig_set_string(&fs, key, proc_path(dir)),
+        _ => fsconfig_set_string(&fs, key, own.map_or_else(|| proc_path(dir), |path| own_path(dir, path))),
     };
     for (number, lower) in parts.lowers.iter().enumerate() {
-        if let Err(errno) = set_dir("lowerdir+", *lower) {
+        if let Err(errno) = set_dir("lowerdir+", *lower, None) {
             // EOPNOTSUPP before Linux 6.5, where OverlayFS takes strings only; EBADF before 6.13, where fsconfig(2)
             // takes no O_PATH descriptor; EINVAL before 6.5 too, where all strings together must fit into a page.
             let first = number == 0 && matches!(errno, Errno::INVAL | Errno::OPNOTSUPP | Errno::BADF);
@@ -369,13 +362,8 @@ fn new_mount(way: Way, stack: &Stack, parts: &Parts) -> Result<OwnedFd, Failure>
         }
     }
     if let Some((upper, work)) = parts.writable {
-        for (key, dir, path) in [("upperdir", upper, stack.upper), ("workdir", work, stack.work)] {
-            let set = match way {
-                Way::Descriptors => fsconfig_set_fd(&fs, key, dir),
-                _ => fsconfig_set_string(&fs, key, own_path(dir, path)),
-            };
-            set.map_err(|e| refused(key, e))?;
-        }
+        set_dir("upperdir", upper, Some(stack.upper)).map_err(|e| refused("upperdir", e))?;
+        set_dir("workdir", work, Some(stack.work)).map_err(|e| refused("workdir", e))?;
         if stack.volatile {
             fsconfig_set_flag(&fs, "volatile").map_err(|e| refused("volatile", e))?;
         }
@@ -694,9 +682,10 @@ mod tests {
         let opened = lowers::open(&root, None, &[place("a"), place("b")]).unwrap();
         let own = lowers::open_one(&place("own")).unwrap();
         let (upper, work, merged) = (place("upper"), place("work"), place("merged"));
-        for make in [new_mount_of_detached, |stack: &Stack| {
-            std::thread::scope(|scope| scope.spawn(|| in_a_namespace(stack)).join().unwrap())
-        }] {
+        for made in [
+            |stack: &Stack| make(stack, true),
+            |stack: &Stack| std::thread::scope(|scope| scope.spawn(|| in_a_namespace(stack, true)).join().unwrap()),
+        ] {
             let mapped = crate::idmap::apply("b:0:1000:100", &opened).unwrap();
             let stack = Stack {
                 lowers: &mapped.iter().chain([&own]).collect::<Vec<_>>(),
@@ -708,7 +697,7 @@ mod tests {
                 propagate: false,
                 user_namespace: false,
             };
-            let mount = make(&stack).unwrap();
+            let mount = made(&stack).map_err(Refused::from).unwrap();
             // Nothing is seen of it but by its descriptor.
             assert!(mountpoint::at(&merged).unwrap().is_none());
             let owners = ["a", "b", "own", "upper"].map(|name| {
