@@ -507,7 +507,8 @@ pub fn in_user_namespace() -> bool {
 }
 
 /// File systems known to hold what OverlayFS writes into an upper: ext2/3/4, XFS, btrfs, tmpfs, F2FS, bcachefs, ZFS.
-const GOOD_UPPERS: [u64; 7] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0xF2F5_2010, 0xCA45_1A4E, 0x2FC1_2FC1];
+const GOOD_UPPERS: [u64; 7] = [0xEF53, 0x5846_5342, 0x9123_683E, TMPFS, 0xF2F5_2010, 0xCA45_1A4E, 0x2FC1_2FC1];
+const TMPFS: u64 = 0x0102_1994;
 
 /// Makes sure that the upper's file system can hold whiteouts and opaque marks: the kernel takes others too, and then
 /// fails to delete. The usual file systems are known; of another it is tried.
@@ -528,7 +529,9 @@ fn can_be_upper(upper: &OwnedFd, work: &OwnedFd, stack: &Stack) -> Result<(), Re
     let key = if stack.user_namespace { "user.overlay.probe" } else { "trusted.overlay.probe" };
     let set = rustix::fs::setxattr(proc_path(work.as_fd()), key, b"y", rustix::fs::XattrFlags::empty());
     let unset = rustix::fs::removexattr(proc_path(work.as_fd()), key);
-    set.and(unset).map_err(|e| refused("opaque marks", e))
+    let what =
+        if fs.f_type as u64 == TMPFS { "opaque marks of ordinary users before Linux 6.6" } else { "opaque marks" };
+    set.and(unset).map_err(|e| refused(what, e))
 }
 
 /// Whether an OverlayFS that was mounted with this upper is still alive somewhere: in another mount namespace, or after a
