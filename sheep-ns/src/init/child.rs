@@ -77,6 +77,8 @@ fn way(plan: &Plan, channel: &mut Channel, begin: Begin, cgroup: bool) -> Result
     if let Some(value) = plan.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", value.to_string()).context("process.oomScoreAdj")?;
     }
+    // What is on its way to the root directory may belong to the namespace's users, and is theirs when they are mapped.
+    wait_for_maps(plan, channel)?;
     let mut root = rootfs::take(&plan.root)?;
     if plan.in_user_namespace() {
         become_root_inside(plan, channel)?;
@@ -164,21 +166,19 @@ pub fn die_with_parent(channel: &Channel) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the id maps are there, then takes the ids of the namespace's root: files are made as somebody who exists.
+/// Waits until the id maps are there, where others write them: until then this process has no rights to files of others.
+fn wait_for_maps(plan: &Plan, channel: &Channel) -> Result<()> {
+    if plan.maps.as_ref().is_some_and(|maps| maps.writer() != Writer::Child) {
+        let Message::Mapped = channel.receive()? else { bail!("user namespace: the maps were not written") };
+    }
+    Ok(())
+}
+
+/// Takes the ids of the namespace's root: files are made as somebody who exists.
 fn become_root_inside(plan: &Plan, channel: &Channel) -> Result<()> {
-    match plan.maps.as_ref().map(|maps| (maps.writer(), maps.has_root())) {
-        Some((Writer::Child, _)) => return Ok(()),
-        Some((Writer::Parent | Writer::Helpers, has_root)) => {
-            match channel.receive()? {
-                Message::Mapped => {}
-                _ => bail!("user namespace: the maps were not written"),
-            }
-            if !has_root {
-                return Ok(());
-            }
-        }
-        // A namespace that was joined; whether it has a root shows.
-        None => {}
+    // In a namespace that was joined it shows whether there is a root.
+    if plan.maps.as_ref().is_some_and(|maps| maps.writer() == Writer::Child || !maps.has_root()) {
+        return Ok(());
     }
     let (uid, gid) = (Uid::ROOT, Gid::ROOT);
     match set_thread_res_gid(gid, gid, gid).and_then(|()| set_thread_res_uid(uid, uid, uid)) {

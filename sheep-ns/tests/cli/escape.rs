@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::json;
 
-use crate::harness::{NS, World, among_private_mounts, read_until, wait};
+use crate::harness::{NS, World, among_private_mounts, in_user_namespace, read_until, wait};
 
 /// The host's directory is as it was.
 fn untouched(world: &World) {
@@ -271,10 +271,7 @@ fn cve_2016_9962_processes_on_their_way_in_are_watched() {
     // Root in a user namespace with all there is in it: only what the process itself forbids keeps it from looking.
     world.give_root_to(100_000);
     world.bundle("exec sh /watch 0</dev/null >/dev/null", |config| {
-        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-        config["linux"]["uidMappings"] = map.clone();
-        config["linux"]["gidMappings"] = map;
+        in_user_namespace(config);
         let all = json!(sheep_ns::caps::NAMES.to_vec());
         config["process"]["capabilities"] = json!({"bounding": all, "effective": all, "permitted": all});
         config["process"]["noNewPrivileges"] = json!(false);

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, poll};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The binary under test.
 pub const NS: &str = env!("CARGO_BIN_EXE_sheep-ns");
@@ -267,4 +267,12 @@ pub fn groups(id: &str) -> Vec<PathBuf> {
         .map(|dir| Path::new(dir).join(id))
         .filter(|dir| dir.exists())
         .collect()
+}
+
+/// Asks for a new user namespace, whose root is 100000 outside.
+pub fn in_user_namespace(config: &mut Value) {
+    config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    config["linux"]["uidMappings"] = map.clone();
+    config["linux"]["gidMappings"] = map;
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::harness::{World, alive, groups, wait};
+use crate::harness::{World, alive, groups, in_user_namespace, wait};
 
 /// Every id once: control groups are the host's, and tests run side by side.
 fn running(world: &World, id: &str) -> i32 {
@@ -71,11 +71,7 @@ fn process_file_and_detached() {
 #[test]
 fn in_a_user_namespace() {
     let world = World::new();
-    world.bundle("exec sleep 1000", |config| {
-        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-        (config["linux"]["uidMappings"], config["linux"]["gidMappings"]) = (map.clone(), map);
-    });
+    world.bundle("exec sleep 1000", in_user_namespace);
     world.give_root_to(100_000);
     world.create("join-2");
     world.ok(&["start", "join-2"]);

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{World, alive, end_of, groups, processes, signal, wait};
+use crate::harness::{NS, World, alive, end_of, groups, in_user_namespace, processes, signal, wait};
 
 #[test]
 fn from_create_to_delete() {
@@ -237,6 +238,41 @@ fn root_in_a_user_namespace() {
     assert_eq!(seen.out, "0\n         0     100000       1000\nsheep\nallow\n0 7\n", "{seen:?}");
     let made = fs::metadata(world.root("tmp/made")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 100_000);
+}
+
+/// What only the namespace's owners may reach is reached, however late the maps are written.
+#[test]
+fn a_root_directory_of_others_in_a_user_namespace() {
+    let world = World::new();
+    world.give_root_to(100_000);
+    let private = world.dir.join("private");
+    fs::create_dir(&private).unwrap();
+    for name in ["root", "host"] {
+        fs::rename(world.dir.join(name), private.join(name)).unwrap();
+    }
+    std::os::unix::fs::chown(&private, Some(100_000), Some(100_000)).unwrap();
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+    let config = world.ok(&["spec", "--rootfs", &world.path("private/root"), "--", "cat", "/tmp/host/canary"]);
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    in_user_namespace(&mut config);
+    let bind =
+        json!({"destination": "/tmp/host", "type": "bind", "source": world.path("private/host"), "options": ["rbind"]});
+    config["mounts"].as_array_mut().unwrap().push(bind);
+    fs::write(world.path("bundle/config.json"), config.to_string()).unwrap();
+    // The parent alone is slow to write; the child goes on.
+    let late = Command::new("strace")
+        .args(["-o", "/dev/null", "-e", "inject=write:delay_enter=100ms", NS, "--root"])
+        .args([
+            world.path("state"),
+            "run".to_owned(),
+            "--bundle".to_owned(),
+            world.path("bundle"),
+            "late-maps".to_owned(),
+        ])
+        .output()
+        .expect("strace is installed by scripts/setup");
+    assert_eq!(String::from_utf8_lossy(&late.stderr), "");
+    assert_eq!(String::from_utf8_lossy(&late.stdout), "of the host\n");
 }
 
 #[test]

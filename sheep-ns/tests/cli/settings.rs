@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::harness::{World, among_private_mounts};
+use crate::harness::{World, among_private_mounts, in_user_namespace};
 
 /// What a script says with one value of the configuration set.
 fn says(world: &World, script: &str, pointer: &str, value: Value) -> String {
@@ -79,15 +79,15 @@ fn execution_domain_and_memory() {
 fn a_process_that_joins_has_them_too() {
     let world = World::new();
     // The machine's second processor, if it has one.
-    let last = std::thread::available_parallelism().unwrap().get().min(2) - 1;
+    let second = std::thread::available_parallelism().unwrap().get().min(2) - 1;
     world.bundle("exec sleep 1000", |config| {
         config["linux"]["personality"] = json!({"domain": "LINUX32"});
         config["process"]["scheduler"] = json!({"policy": "SCHED_BATCH"});
-        config["process"]["execCPUAffinity"] = json!({"initial": "0", "final": last.to_string()});
+        config["process"]["execCPUAffinity"] = json!({"initial": "0", "final": second.to_string()});
     });
     world.create("set-join");
     let seen = world.ok(&["exec", "set-join", "sh", "-c", "cat /proc/self/personality; cut -d' ' -f41 /proc/self/stat; grep Cpus_allowed_list /proc/self/status | cut -f2"]);
-    assert_eq!(seen, format!("00000008\n3\n{last}\n"));
+    assert_eq!(seen, format!("00000008\n3\n{second}\n"));
     let process = json!({"args": ["grep", "Cpus_allowed_list", "/proc/self/status"], "cwd": "/", "env": ["PATH=/bin"], "execCPUAffinity": {"initial": "0"}});
     fs::write(world.path("process"), process.to_string()).unwrap();
     assert_eq!(world.ok(&["exec", "--process", &world.path("process"), "set-join"]), "Cpus_allowed_list:\t0\n");
@@ -216,13 +216,6 @@ fn time_offsets() {
         assert!(uptime.parse::<u64>().unwrap() >= 1_000_000, "{seen}");
         assert_ne!(namespace, fs::read_link("/proc/self/ns/time").unwrap().to_str().unwrap());
     }
-}
-
-fn in_user_namespace(config: &mut Value) {
-    config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-    config["linux"]["uidMappings"] = map.clone();
-    config["linux"]["gidMappings"] = map;
 }
 
 /// A network of the host's root, and a new user namespace: joined before there is one. Hooks are called at the host.

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
-use crate::harness::{NS, World};
+use crate::harness::{NS, World, in_user_namespace};
 
 /// Categories have commas, which mean something else among the options of a mount.
 const BOX: &str = "u:r:box_t:s0:c1,c2";
@@ -94,7 +94,7 @@ fn its_file_systems_have_theirs() {
     let of_the_host = ["proc", "sys"];
     fs::create_dir(world.root("fresh")).unwrap();
     fs::write(world.root("fresh/made"), "").unwrap();
-    for in_user_namespace in [false, true] {
+    for with_users in [false, true] {
         labelled(&world, "exec sleep 1000", |config| {
             let mounts = config["mounts"].as_array_mut().unwrap();
             mounts.retain(|mount| !["/dev/mqueue", "/dev/shm"].contains(&mount["destination"].as_str().unwrap()));
@@ -104,14 +104,11 @@ fn its_file_systems_have_theirs() {
                 json!({"destination": "/fresh", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}),
             ]);
             config["linux"]["maskedPaths"] = json!(["/sys/firmware"]);
-            if in_user_namespace {
-                let ids = json!([{"containerID": 0, "hostID": 100000, "size": 65536}]);
-                config["linux"]["uidMappings"] = ids.clone();
-                config["linux"]["gidMappings"] = ids;
-                config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+            if with_users {
+                in_user_namespace(config);
             }
         });
-        if in_user_namespace {
+        if with_users {
             world.give_root_to(100000);
         }
         world.create("se-mounts");
@@ -120,12 +117,12 @@ fn its_file_systems_have_theirs() {
         let seen = |path: &str| run("stat", &["-L", "-c", "%C", &format!("/proc/{}/root/{path}", state["pid"])]);
         for path in own {
             // In a user namespace the device is the host's, with its label.
-            if !(in_user_namespace && path == "dev/null") {
-                assert_eq!(seen(path).trim_end(), FILES, "{path}, {in_user_namespace}");
+            if !(with_users && path == "dev/null") {
+                assert_eq!(seen(path).trim_end(), FILES, "{path}, {with_users}");
             }
         }
         for path in of_the_host {
-            assert!(seen(path).starts_with("u:object_r:host_t:"), "{path}, {in_user_namespace}");
+            assert!(seen(path).starts_with("u:object_r:host_t:"), "{path}, {with_users}");
         }
         world.ok(&["delete", "--force", "se-mounts"]);
     }
