@@ -508,7 +508,7 @@ pub fn in_user_namespace() -> bool {
 
 /// File systems known to hold what OverlayFS writes into an upper: ext2/3/4, XFS, btrfs, tmpfs, F2FS, bcachefs, ZFS.
 const GOOD_UPPERS: [u64; 7] = [0xEF53, 0x5846_5342, 0x9123_683E, TMPFS, 0xF2F5_2010, 0xCA45_1A4E, 0x2FC1_2FC1];
-const TMPFS: u64 = 0x0102_1994;
+const TMPFS: u64 = libc::TMPFS_MAGIC as u64;
 
 /// Makes sure that the upper's file system can hold whiteouts and opaque marks: the kernel takes others too, and then
 /// fails to delete. The usual file systems are known; of another it is tried.

@@ -474,7 +474,9 @@ fn sequences(kind: &str, seeds: std::ops::Range<u64>) {
         let _ = Command::new("rm").arg("-rf").arg(scratch.dir().join(seed.to_string())).status();
     }
     eprintln!("{kind}: {count} sequences, {changes} changes, {:?}", start.elapsed());
-    assert!(changes > 2 * count, "only {changes} changes: the deeds do too little");
+    // Among other seeds there are runs of little luck.
+    let least = if asked.is_none() { 3 } else { 2 };
+    assert!(changes > least * count, "only {changes} changes: the deeds do too little");
 }
 
 #[test]
